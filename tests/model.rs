@@ -10,10 +10,10 @@ use tower_admission::{
     Capacity, ConcurrencyLimiter, Decision, Key, Permit, Policy, Quota, RateLimiter,
 };
 
-/// A bucket as one would explain it: how full it is, in fractions of a request.
+/// A naive bucket: its level, in fractions of a request.
 #[derive(Clone)]
 struct Bucket {
-    /// Nanoseconds between two requests, rounded up as is documented.
+    /// Nanoseconds between two requests, rounded up as documented.
     interval: u128,
     /// In nanoseconds' worth of requests.
     level: u128,
@@ -97,10 +97,10 @@ fn key(n: usize) -> Key {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Two windows, three keys, any cost: every decision and every number as the model has it. It
-    /// is the same whether a key is charged to one policy of both or to two of one.
+    /// Two quotas, three keys, any cost: every decision and number matches the model. It makes no
+    /// difference whether a key is charged to one policy with both quotas or to two policies.
     #[test]
-    fn decisions_are_the_models(
+    fn decisions_match_the_model(
         (a, b) in (quota(), quota()),
         two_policies: bool,
         steps in steps(),
@@ -149,10 +149,10 @@ proptest! {
         }
     }
 
-    /// The short way to a yes, as a layer goes that tells nobody what is left, comes to the same
-    /// as the long one, also when the clock steps back.
+    /// The fast path of a layer that reports no numbers admits the same requests as the full path,
+    /// also when the clock steps back.
     #[test]
-    fn taking_one_is_taking_without_the_numbers(
+    fn take_one_matches_a_full_decision(
         (count, period, burst) in quota(),
         steps in steps(),
         step_back in (0..200usize, 0..20_000u64),
@@ -190,10 +190,10 @@ proptest! {
         }
     }
 
-    /// A client that is alone on its key, waits what it is told and tries again is admitted; a
-    /// nanosecond sooner it is not.
+    /// A client that is alone on its key and waits for `Retry-After` is admitted; a nanosecond
+    /// earlier it is not.
     #[test]
-    fn waiting_the_advertised_time_admits(
+    fn a_request_fits_after_its_retry_after(
         (a, b) in (quota(), quota()),
         costs in proptest::collection::vec(1..20u32, 1..100),
     ) {
@@ -223,7 +223,7 @@ proptest! {
 
     /// Any interval W admits at most burst + W x rate.
     #[test]
-    fn any_interval_admits_at_most_burst_and_its_share(
+    fn an_interval_admits_at_most_its_burst_and_rate(
         (count, period, burst) in quota(),
         gaps in proptest::collection::vec(0..300_000_000u64, 1..300),
     ) {
@@ -247,11 +247,11 @@ proptest! {
         }
     }
 
-    /// A clock that steps back locks nobody out for longer than an empty bucket takes to fill
-    /// (and a second, within which steps are not told from threads that are held up), and what
-    /// is told then is true.
+    /// A clock that steps back locks no client out for longer than an empty bucket takes to fill,
+    /// plus a second (smaller steps cannot be told from a delayed thread). Reported waits are exact
+    /// then.
     #[test]
-    fn a_step_back_is_forgiven_within_one_refill(
+    fn a_clock_step_back_is_forgiven_within_one_refill(
         (count, period, burst) in quota(),
         step in prop_oneof![0..10_000_000_000u64, 0..10_000_000_000_000u64],
     ) {
@@ -269,9 +269,10 @@ proptest! {
         prop_assert!(limiter.check_now(&key(0)).unwrap().is_admitted());
     }
 
-    /// No sequence of taking, giving back and changing the limit leaks or frees twice.
+    /// No sequence of acquiring, releasing and changing the limit leaks a permit or releases it
+    /// twice.
     #[test]
-    fn permits_are_counted_right(
+    fn permits_match_a_naive_count(
         steps in proptest::collection::vec((0..4u8, 0..8usize), 1..300),
     ) {
         let limiter = ConcurrencyLimiter::new(4);
@@ -303,9 +304,9 @@ proptest! {
     }
 }
 
-/// "No bound" is a bound like any other, and takes no memory for what is not there.
+/// An unlimited bound takes no memory for unused entries.
 #[test]
-fn any_bound_can_be_asked_for() {
+fn a_memory_store_accepts_any_bound() {
     for bound in [0, 1, usize::MAX] {
         let store = MemoryStore::new().max_keys(bound);
         let limiter = RateLimiter::with_store(Quota::per_hour(1), &store);
@@ -315,9 +316,9 @@ fn any_bound_can_be_asked_for() {
 }
 
 proptest! {
-    /// What is written is what is read, whatever the numbers.
+    /// The text of any quota reads back as the same quota.
     #[test]
-    fn quotas_go_through_text(count in 1..u32::MAX, nanos in 1..u64::MAX, burst in 1..u32::MAX) {
+    fn quotas_read_back_from_text(count in 1..u32::MAX, nanos in 1..u64::MAX, burst in 1..u32::MAX) {
         let quota = Quota::try_new(count, Duration::from_nanos(nanos));
         if let Ok(quota) = quota.and_then(|quota| quota.try_burst(burst)) {
             prop_assert_eq!(quota.to_string().parse(), Ok(quota));
@@ -327,7 +328,7 @@ proptest! {
 
 /// governor multiplies the cost by the interval before it compares, which overflowed.
 #[test]
-fn a_cost_beyond_any_bucket_is_refused_whatever_the_quota() {
+fn a_cost_above_any_bucket_is_rejected() {
     for quota in [
         "2/2h",
         "1/day",
@@ -346,18 +347,18 @@ fn a_cost_beyond_any_bucket_is_refused_whatever_the_quota() {
     }
 }
 
-/// A window as one would explain it: every admitted request with its time and cost.
+/// A naive window: the time and cost of every admitted request.
 #[derive(Default)]
 struct Log(Vec<(u128, u32)>);
 
 impl Log {
-    /// What was admitted after a time.
+    /// The cost admitted since a time.
     fn since(&self, time: i128) -> u32 {
         let costs = self.0.iter().filter(|(at, _)| *at as i128 >= time);
         costs.map(|(_, cost)| cost).sum()
     }
 
-    /// The most that any window of this length has.
+    /// The maximum cost in any window of this length.
     fn most_in(&self, length: u128) -> u32 {
         let starts = self.0.iter().map(|(start, _)| *start);
         let costs = |start| {
@@ -367,7 +368,7 @@ impl Log {
         starts.map(costs).max().unwrap_or(0)
     }
 
-    /// Takes a cost off the newest requests.
+    /// Refunds a cost from the newest requests.
     fn give_back(&mut self, mut cost: u32) {
         for (_, taken) in self.0.iter_mut().rev() {
             let given = cost.min(*taken);
@@ -391,7 +392,7 @@ fn sliding() -> impl Strategy<Value = (Quota, u32, Duration)> {
     })
 }
 
-/// As is documented: a fifteenth, rounded up to microseconds.
+/// A fifteenth of the period, rounded up to microseconds, as documented.
 fn sub_window(period: Duration) -> u128 {
     period.as_nanos().div_ceil(15_000) * 1_000
 }
@@ -404,11 +405,11 @@ fn sliding_steps() -> impl Strategy<Value = Vec<(u8, f64, u32)>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// No window has more than count and burst; nothing is refused that fits with the sub-window
-    /// counted in full in which the period began; a wait that is told is enough and not too long;
-    /// after a reset nothing counts. Refunds are of the last request, at once.
+    /// No window has more than count + burst. A request is only rejected if it does not fit with
+    /// the oldest sub-window counted in full. A reported wait is long enough and not too long.
+    /// After a reset nothing counts. Refunds are for the last request, at once.
     #[test]
-    fn sliding_windows_are_the_logs((quota, limit, period) in sliding(), steps in sliding_steps()) {
+    fn sliding_windows_match_the_log((quota, limit, period) in sliding(), steps in sliding_steps()) {
         let clock = TestClock::default();
         let store = MemoryStore::new().clock(clock.clone());
         let limiter = RateLimiter::with_store(quota, &store);
@@ -416,7 +417,7 @@ proptest! {
         let (mut now, mut log) = (0u128, Log::default());
         for (step, fraction, cost) in steps {
             if step < 3 {
-                // Sometimes to a moment on the edge of a sub-window.
+                // Sometimes a moment on the edge of a sub-window.
                 let mut next = now + (fraction * period.as_nanos() as f64) as u128;
                 if step == 0 {
                     next = next.div_ceil(part) * part;
@@ -469,10 +470,10 @@ proptest! {
         prop_assert_eq!(limiter.check_n(&key(0), 0).now().unwrap().remaining(), Some(limit));
     }
 
-    /// Also with a clock that steps back: no window of the time that really passed has more than
-    /// the limit, and nobody waits for longer than a period and two sub-windows.
+    /// Also with a clock that steps back: no window of real time has more than the limit, and no
+    /// wait exceeds a period and two sub-windows.
     #[test]
-    fn a_step_back_gives_no_window_more(
+    fn a_clock_step_back_admits_nothing_extra_in_a_window(
         (quota, limit, period) in sliding(),
         steps in sliding_steps(),
     ) {
@@ -503,9 +504,9 @@ proptest! {
         prop_assert!(log.most_in(period.as_nanos()) <= limit);
     }
 
-    /// What is written is what is read, also of sliding quotas.
+    /// The text of any sliding quota reads back as the same quota.
     #[test]
-    fn sliding_quotas_go_through_text((quota, limit, _) in sliding()) {
+    fn sliding_quotas_read_back_from_text((quota, limit, _) in sliding()) {
         let read: Quota = quota.to_string().parse().unwrap();
         prop_assert_eq!(read, quota);
         prop_assert_eq!((read.burst_size(), read.is_sliding()), (Some(limit), true));

@@ -1,4 +1,4 @@
-//! What services have written down, by which a tool rejects changes that would have no effect.
+//! Checks by which a tool rejects changes that would have no effect.
 
 use std::sync::Arc;
 
@@ -8,27 +8,27 @@ use crate::limit::Limit;
 use crate::policy::{NamedQuota, Policy};
 
 impl SharedLimiters {
-    /// The names of limits that an override can have parts for, those that count in a service's memory included.
+    /// The names of limits that an override can have parts for, including limits that count in a service's memory.
     #[must_use]
     pub fn names(&self) -> &[Arc<str>] {
         &self.names
     }
 
-    /// Whether a service looks its requests up on the [allow and deny lists](crate::access) of these limits. Without
+    /// Whether a service checks requests against the [allow and deny lists](crate::access) of these limits. Without
     /// one, an override of a network has no effect.
     #[must_use]
     pub fn has_lists(&self) -> bool {
         self.has_lists
     }
 
-    /// Whether an override of a key can have an effect: false for a network where no service [has lists](Self::has_lists),
-    /// since no request is charged to a network.
+    /// Whether an override of a key can have an effect: false for a network when no service [has
+    /// lists](Self::has_lists), because no request is charged to a network.
     #[must_use]
     pub fn reaches(&self, key: &KeyName) -> bool {
         self.has_lists || key.key().uncharged_network().is_none()
     }
 
-    /// Whether no service has written down any limit in the last day: there is none, or it has another prefix.
+    /// Whether no service has described a limit in the last day: none runs, or it has another prefix.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
@@ -44,20 +44,20 @@ impl SharedLimiters {
         (!self.checks.is_empty()).then(|| self.checks.contains(&check()))
     }
 
-    /// How many overrides services keep although the store has [lost](crate::Limits::lost) them, as the service that
-    /// keeps the most of them says. While it is not 0, services go by overrides that are not in the store. Known within a
-    /// second of the loss, and for 3 minutes after the last service that keeps some is gone.
+    /// The number of overrides that services keep although the store has [lost](crate::Limits::lost) them: the maximum
+    /// over all services. While it is not 0, services apply overrides that are not in the store. It is up to date
+    /// within a second of the loss, and until 3 minutes after the last such service ended.
     #[must_use]
     pub fn lost_overrides(&self) -> u64 {
         self.lost
     }
 
-    /// Whether an override changes anything: false when no part of it is about a limit of a service, as `5 concurrent`
-    /// where nothing limits concurrency, or `10/min` where each policy has several quotas.
+    /// Whether an override has an effect: false when no service has a limit for any part of it, for example `5
+    /// concurrent` without a concurrency limit, or `10/min` when each policy has several quotas.
     #[must_use]
     pub fn applies(&self, limit: &Limit) -> bool {
         let described: Vec<_> = self.limiters.iter().flat_map(Shared::names).collect();
-        // Those that count in memory, of which only the names are known.
+        // Limits that count in memory, of which only the names are known.
         let is_other = |name: &str| {
             let is_known = self.names.iter().any(|known| **known == *name);
             is_known && !described.contains(&name)

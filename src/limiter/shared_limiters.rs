@@ -1,4 +1,4 @@
-//! The limiters of other processes, as their store has them.
+//! The limiters of other processes, read from a shared store.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::policy::Policy;
 use crate::store::overrides::{LimiterDescription, RateDescription, SlotsDescription};
 use crate::store::{LeaseSlots, SharedStore};
 
-/// What services count in Redis, seen by a tool that is none of them: how far limits are used up.
+/// The limits that services count in a shared store, for a tool that runs elsewhere.
 ///
-/// Services write down which of their limiters count there, those that they gave
-/// [`Limits::in_store`] to: within a second, and for a day after they are gone.
+/// A service describes its limiters in the store if they count there and use [`Limits::in_store`]. A description
+/// appears within a second, and expires a day after the service ended.
 ///
 /// ```no_run
 /// use tower_admission_redis::RedisStore;
@@ -34,15 +34,15 @@ use crate::store::{LeaseSlots, SharedStore};
 /// # }
 /// ```
 ///
-/// Without the services' [`Secret`](crate::Secret) all but addresses and fingerprints are other keys,
-/// of which nothing is used.
+/// A tool needs the services' [`Secret`](crate::Secret). Without it, all keys but addresses and fingerprints differ,
+/// and show no usage.
 pub struct SharedLimiters {
     pub(super) limiters: Vec<Shared>,
     pub(super) tiers: Vec<Arc<str>>,
     pub(super) names: Vec<Arc<str>>,
     /// Check values of the services' secrets.
     pub(super) checks: Vec<String>,
-    /// The most overrides that a service keeps although the store has lost them.
+    /// The maximum number of lost overrides that one service keeps.
     pub(super) lost: u64,
     pub(super) has_lists: bool,
     limits: Limits,
@@ -62,9 +62,9 @@ pub(super) enum Shared {
 }
 
 impl SharedLimiters {
-    /// Reads which limiters there are. `limits` is what keys have of their own, as it is now.
+    /// Reads the limiters of all services. `limits` has the overrides, as they are now.
     ///
-    /// What cannot be read, as another version of this crate wrote it, is left out.
+    /// Descriptions that this version cannot read are left out.
     ///
     /// # Errors
     ///
@@ -76,7 +76,7 @@ impl SharedLimiters {
         let store: Arc<dyn SharedStore> = Arc::new(store.clone());
         let described = store.overrides().published().await;
         let described = described.map_err(LimitsError::Unavailable)?;
-        // Of their own, so that they are not taken for limiters of this process.
+        // A copy, so that they do not count as limiters of this process.
         let limits = limits.copied();
         let (mut tiers, mut names, mut checks) = (Vec::new(), Vec::new(), Vec::new());
         let mut lost = 0;
@@ -122,13 +122,13 @@ impl SharedLimiters {
         })
     }
 
-    /// The tiers of the services, which an override can name. None of services that declare none.
+    /// The tiers that an override can name: those that services declare.
     #[must_use]
     pub fn tiers(&self) -> &[Arc<str>] {
         &self.tiers
     }
 
-    /// How far each limit is used up by a key, as [`Limits::usage`] has it.
+    /// Reports the usage of each limit by a key, like [`Limits::usage`].
     ///
     /// # Errors
     ///
@@ -144,7 +144,7 @@ impl SharedLimiters {
         Ok(usages)
     }
 
-    /// Explains each limit for a key, as [`Limits::explain`] does it.
+    /// Explains each limit for a key, like [`Limits::explain`].
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ impl SharedLimiters {
         Ok(explained)
     }
 
-    /// How far the limits are used up that are not of any one key.
+    /// Reports the usage of the total limits.
     ///
     /// # Errors
     ///
@@ -201,7 +201,7 @@ impl SharedLimiters {
         Ok(usages)
     }
 
-    /// What the limit of this usage is for keys that have none of their own.
+    /// The default of the limit in this usage, without an override.
     #[must_use]
     pub fn default_limit(&self, usage: &LimitUsage) -> Option<u64> {
         let mut limiters = self.limiters.iter();
@@ -212,7 +212,7 @@ impl SharedLimiters {
 impl Shared {
     fn rate(rates: &RateDescription, store: &dyn SharedStore, limits: &Limits) -> Option<Self> {
         let policies = rates.policies().filter(|policies| !policies.is_empty())?;
-        // As the service did: first as they were opened, as that says where they count.
+        // Opens them as the service did: the original quotas determine the place.
         let opened = rates.opened()?;
         let buckets = store.open_at(&rates.place, &opened)?;
         let shapes = opened.iter().map(Policy::shape).collect();
@@ -228,7 +228,7 @@ impl Shared {
         store: &dyn SharedStore,
     ) -> Option<Self> {
         let slots = store.open_leases(&described.name);
-        // Under another prefix they would be others.
+        // Under another prefix the place differs.
         let is_there = slots.place() == Some(&described.place);
         is_there.then_some(Self::Slots {
             sort,
@@ -237,7 +237,7 @@ impl Shared {
         })
     }
 
-    /// `None` when the store does not say.
+    /// `None` when a call fails.
     async fn usage(&self, key: Key, limits: &Limits) -> Option<Vec<LimitUsage>> {
         match self {
             Self::Rate { rules, .. } => {
@@ -295,14 +295,14 @@ impl Shared {
         let explained = ExplainedSlots {
             name: described.name.as_str().into(),
             sort,
-            // What a service tells its clients is not written down.
+            // The description does not contain the `Retry-After` of a service.
             retry_after: None,
             counted_in: CountedIn::Store,
         };
         let stored = limits.find(&key, |limit| limit.tier().map(Arc::<str>::from));
         let (stored, source) = match stored.flatten() {
             Some(stored) => (Some(stored), LimitSource::StoredTier),
-            // A lease is not acquired by a request.
+            // A lease does not belong to a request, so it has no tier of a request.
             None => {
                 let tier = tier.filter(|_| sort != "lease");
                 (tier.map(Arc::from), LimitSource::RequestTier)

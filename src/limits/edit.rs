@@ -129,7 +129,8 @@ impl<'a> LimitEdit<'a> {
         let limits = self.limits;
         limits.process_ends();
         let (name, others) = limits.names_for(self.key, to.is_some());
-        // With another name, the condition refers to the entry of that name.
+        // The change deletes the key's entries under other names, so the previous override may
+        // have one of these names.
         let before = lock(&limits.0.state).run_time_override(&self.key.key());
         let expected = self.expected.as_ref();
         if let Some(expected) = expected

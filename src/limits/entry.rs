@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_override_is_read_as_it_was_written() {
+    fn a_stored_override_parses_to_the_same_override() {
         let plain = Override::new(limit());
         let ending = plain.clone().with_end(time(1_800_000_000));
         let noted = ending.clone().with_note("ticket 4711: too many\ncalls");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_later_version_adds_is_left_out_and_what_is_no_override_is_none() {
+    fn lines_of_later_versions_are_ignored_and_invalid_texts_are_rejected() {
         let read = Override::from_stored("5/day\ncolour: red\nnonsense\nend: 7");
         assert_eq!(read.unwrap().end(), Some(time(7)));
         for text in ["", "fast\nend: 7", "5/day\nend: soon", "5/day\nend: -1"] {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn notes_are_cut_to_one_line() {
+    fn notes_are_truncated_to_one_line() {
         let note = |text: &str| Override::new(limit()).with_note(text);
         let long = "ä".repeat(200);
         assert_eq!(note(&long).note().unwrap().len(), Override::MAX_NOTE);

@@ -96,7 +96,7 @@ impl fmt::Display for LimitsError {
                 "this version cannot read the override of this key in the store, so it was not changed",
             ),
             Self::Unavailable(error) => {
-                write!(f, "Redis, which keeps the limits, {}", why(error.kind()))
+                write!(f, "the store that keeps the overrides {}", why(error.kind()))
             }
         }
     }
@@ -110,7 +110,7 @@ fn why(kind: FailureKind) -> &'static str {
         FailureKind::OutOfMemory => "has no memory left: raise maxmemory, or delete keys",
         FailureKind::Busy => "is busy: it loads its data, or runs a script",
         FailureKind::WrongData => "has other data under these names: check the prefix",
-        FailureKind::TooOld => "is too old: this crate needs 6.2 or later",
+        FailureKind::TooOld => "is too old: it needs Redis 6.2 or later",
         FailureKind::Unsupported => {
             "does not support a command: check that the address is no proxy"
         }

@@ -158,3 +158,220 @@ impl DroppedOverrides {
         }
     }
 }
+
+#[cfg(all(test, not(admission_loom)))]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::future::ready;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::policy::Policy;
+    use crate::store::overrides::{
+        AuditRecord, ConfirmedOverride, LimiterDescription, OverrideChanges, OverridePage,
+        OverrideTable, Renewal, SetOutcome, SetOverride, StoreFuture,
+    };
+    use crate::store::{
+        LeaseSlots, LeaseStore, MemoryStore, RateBuckets, RateStore, SharedStore, StoreStatus,
+    };
+
+    /// A table in memory: each override with the version of its last change.
+    #[derive(Default)]
+    struct Table(Mutex<BTreeMap<String, (String, u64)>>);
+
+    impl Table {
+        fn state(&self) -> TableState {
+            let versions = self.0.lock().unwrap();
+            let versions = versions.values().map(|(_, version)| *version);
+            TableState {
+                epoch: b"epoch".to_vec(),
+                version: versions.max().unwrap_or(0),
+                table_id: b"table".to_vec(),
+                loss_accepted_at: 0,
+            }
+        }
+    }
+
+    impl OverrideTable for Table {
+        fn status(&self) -> StoreStatus {
+            StoreStatus::Ok
+        }
+
+        fn has_secret(&self) -> bool {
+            false
+        }
+
+        fn set<'a>(
+            &'a self,
+            change: &'a SetOverride<'a>,
+        ) -> StoreFuture<'a, Result<SetOutcome, StoreError>> {
+            let state = self.state();
+            let version = state.version + 1;
+            let text = change.text.expect("this table deletes nothing").to_owned();
+            let entry = (text.clone(), version);
+            let before = self.0.lock().unwrap().insert(change.name.to_owned(), entry);
+            Box::pin(ready(Ok(SetOutcome::Set {
+                epoch: state.epoch,
+                version,
+                table_id: state.table_id,
+                before: before.map(|(text, _)| text),
+                after: Some(text),
+            })))
+        }
+
+        fn changes<'a>(
+            &'a self,
+            known: &'a TableState,
+            _max_audited: usize,
+        ) -> StoreFuture<'a, Result<OverrideChanges, StoreError>> {
+            let state = self.state();
+            let entries = self.0.lock().unwrap();
+            let entries = entries
+                .iter()
+                .filter(|(_, (_, version))| *version > known.version);
+            let changes = entries.map(|(name, (text, version))| StoredChange {
+                name: name.clone(),
+                version: *version,
+                text: Some(text.clone()),
+            });
+            let changes = (known.epoch == state.epoch).then(|| changes.collect());
+            Box::pin(ready(Ok(OverrideChanges {
+                state,
+                changes,
+                ..OverrideChanges::default()
+            })))
+        }
+
+        fn page(&self, _cursor: u64) -> StoreFuture<'_, Result<OverridePage, StoreError>> {
+            let entries = self.0.lock().unwrap();
+            let entries = entries.iter();
+            let entries =
+                entries.map(|(name, (text, _))| (name.clone().into(), Some(text.clone())));
+            Box::pin(ready(Ok(OverridePage {
+                next: 0,
+                table_id: Some(b"table".to_vec()),
+                entries: entries.collect(),
+            })))
+        }
+
+        fn confirm<'a>(
+            &'a self,
+            names: &'a [&'a str],
+        ) -> StoreFuture<'a, Result<ConfirmedOverrides, StoreError>> {
+            let state = self.state();
+            let entries = self.0.lock().unwrap();
+            let found = names.iter().map(|name| match entries.get(*name) {
+                Some((text, version)) => ConfirmedOverride {
+                    text: Some(text.clone()),
+                    version: Some(*version),
+                },
+                None => ConfirmedOverride::default(),
+            });
+            Box::pin(ready(Ok(ConfirmedOverrides {
+                version: state.version,
+                table_id: state.table_id,
+                len: entries.len() as u64,
+                found: found.collect(),
+            })))
+        }
+
+        fn audit(&self, _count: usize) -> StoreFuture<'_, Result<Vec<AuditRecord>, StoreError>> {
+            Box::pin(ready(Ok(Vec::new())))
+        }
+
+        fn renew<'a>(
+            &'a self,
+            _id: u64,
+            _why: Renewal<'a>,
+        ) -> StoreFuture<'a, Result<(), StoreError>> {
+            Box::pin(ready(Ok(())))
+        }
+
+        fn publish<'a>(
+            &'a self,
+            _limiters: &'a [LimiterDescription],
+            _withdrawn: &'a [LimiterDescription],
+        ) -> StoreFuture<'a, Result<(), StoreError>> {
+            Box::pin(ready(Ok(())))
+        }
+
+        fn published(&self) -> StoreFuture<'_, Result<Vec<LimiterDescription>, StoreError>> {
+            Box::pin(ready(Ok(Vec::new())))
+        }
+    }
+
+    /// Counts in memory, and shares the table.
+    #[derive(Default)]
+    struct Store {
+        counts: MemoryStore,
+        table: Arc<Table>,
+    }
+
+    impl RateStore for Store {
+        fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets> {
+            self.counts.open(policies)
+        }
+    }
+
+    impl LeaseStore for Store {
+        fn open_leases(&self, name: &str) -> Arc<dyn LeaseSlots> {
+            self.counts.open_leases(name)
+        }
+    }
+
+    impl SharedStore for Store {
+        fn overrides(&self) -> Arc<dyn OverrideTable> {
+            self.table.clone()
+        }
+
+        fn open_at(&self, _place: &str, _policies: &[Policy]) -> Option<Arc<dyn RateBuckets>> {
+            None
+        }
+
+        fn diagnose(&self) -> StoreFuture<'_, StoreError> {
+            unreachable!("no call fails")
+        }
+    }
+
+    #[tokio::test]
+    async fn an_override_that_the_scan_skipped_is_kept() {
+        let store = Store::default();
+        let limits = Limits::in_store(&store);
+        let name = |n: usize| format!("org:{n}").parse::<KeyName>().unwrap();
+        for n in 0..3 {
+            let limit = "5/h".parse().unwrap();
+            limits.set(&name(n), limit).await.unwrap();
+        }
+        limits.refresh().await.unwrap();
+        let replica = limits.0.replica.as_ref().unwrap();
+        let found = lock(&replica.read).known.clone();
+        let missing = async |names, found: &TableState| {
+            let read = CompleteRead {
+                names,
+                since: found.version,
+                found,
+                is_accepted: false,
+                keeps: false,
+            };
+            let kept = replica.reconcile_missing(&limits, &read).await.unwrap();
+            kept.map(|kept| kept.len())
+        };
+        // The read has fewer names than the table.
+        assert_eq!(missing(Names::default(), &found).await, None);
+        assert_eq!(limits.len(), 3);
+
+        store.table.0.lock().unwrap().remove("org:0");
+        // The read has enough names, but others: each override is looked up before it is dropped.
+        let others = || Names {
+            stored: (0..3).map(|n| vec![n]).collect(),
+            ..Names::default()
+        };
+        let mut replaced = found.clone();
+        replaced.table_id = b"another".to_vec();
+        assert_eq!(missing(others(), &replaced).await, None);
+        assert_eq!(limits.len(), 3);
+        assert_eq!(missing(others(), &found).await, Some(0));
+        assert_eq!(limits.len(), 2);
+        assert_eq!(limits.get(&name(0)), None);
+    }
+}

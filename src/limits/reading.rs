@@ -65,12 +65,12 @@ impl Replica {
             self.is_unsettled.store(false, Ordering::Relaxed);
             let found = read.state;
             let up_to = read.up_to.unwrap_or(found.version);
-            let mut heard = Vec::new();
+            let mut other_changes = Vec::new();
             let mut state = lock(&limits.0.state);
             for change in changes {
                 let is_audited = versions.contains(&change.version);
-                let heard_of = self.apply_read(limits, &mut state, change);
-                heard.extend(heard_of.filter(|_| !is_audited));
+                let applied = self.apply_read(limits, &mut state, change);
+                other_changes.extend(applied.filter(|_| !is_audited));
             }
             let mut known = lock(&self.read);
             if known.known.epoch == found.epoch {
@@ -81,8 +81,8 @@ impl Replica {
             }
             drop(known);
             drop(state);
-            heard.extend(audited);
-            report_other_processes(&heard);
+            other_changes.extend(audited);
+            report_other_processes(&other_changes);
             if read.up_to.is_none() {
                 return Ok(());
             }

@@ -1,4 +1,4 @@
-//! Slots that are held for a time, in a place that others see.
+//! Stores of leases: counts that several processes share.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use smallvec::SmallVec;
 use super::{Reply, StoreStatus};
 use crate::key::Key;
 
-/// A place where slots are counted for several processes.
+/// Counts leases for several processes.
 pub trait LeaseStore: Send + Sync + 'static {
-    /// The slots of one limiter. Limiters of the same name share them.
+    /// Opens the leases of one limiter. Limiters with the same name share them.
     fn open_leases(&self, name: &str) -> Arc<dyn LeaseSlots>;
 
-    /// As [`RateStore::agrees_on_fingerprints`](super::RateStore::agrees_on_fingerprints).
+    /// See [`RateStore::agrees_on_fingerprints`](super::RateStore::agrees_on_fingerprints).
     fn agrees_on_fingerprints(&self) -> bool {
         true
     }
@@ -30,189 +30,183 @@ impl<S: LeaseStore + ?Sized> LeaseStore for Arc<S> {
     }
 }
 
-/// The slots of one limiter in a [`LeaseStore`].
+/// The leases of one limiter in a [`LeaseStore`].
 pub trait LeaseSlots: Send + Sync + 'static {
-    /// Takes a slot if each key and the whole have one left, as one decision: a slot that is
-    /// rejected takes nothing from any of them.
+    /// Acquires a lease if each key and the total have room. A rejection takes nothing from any of them.
     ///
-    /// The place of a key in [`LeaseLimits::keys`] is part of what is counted. A key that is there
-    /// twice takes one slot at each place, and each limit is compared with the count of its own place.
+    /// Each index in [`LeaseLimits::keys`] counts separately. A key that is there twice takes one lease at each index,
+    /// and each limit applies to the count at its own index.
     ///
-    /// Dropping the reply's future, before or after the store has decided, takes no slot.
+    /// Dropping the future of the reply releases the lease, before and after the store has decided.
     fn acquire(&self, limits: LeaseLimits) -> Reply<AcquireOutcome>;
 
-    /// Counts the slots that are taken: in all, and by a key at a place of [`LeaseLimits::keys`].
+    /// Counts the live leases: in total, and of a key at an index of [`LeaseLimits::keys`].
     fn usage_at(&self, key: Option<&Key>, place: usize) -> Reply<Option<LeaseUsage>>;
 
-    /// Counts the slots that are taken: in all, and by a key at the first place.
+    /// Counts the live leases: in total, and of a key at the first index.
     fn usage(&self, key: Option<&Key>) -> Reply<Option<LeaseUsage>> {
         self.usage_at(key, 0)
     }
 
-    /// Takes a slot that is known by name, until it is released or its time to live is over.
+    /// Acquires a lease by name, until it is released or its time to live is over.
     ///
-    /// It counts with the slots that the tenant has as the key at the first place.
+    /// It counts towards the tenant's leases at the first index.
     ///
-    /// One that is live already is taken over: it is not counted again, lives for the time to
-    /// live from now on, and has this holder.
+    /// A live lease is taken over: it is not counted again, its time to live starts again, and it gets this holder.
     ///
-    /// Dropping the reply's future does not undo it: the asker releases then, as the holder. An acquire that
+    /// Dropping the future of the reply does not release it: the caller must release it as the holder. An acquire that
     /// arrives after its holder's release, as it may over a network, takes nothing.
     fn acquire_named(&self, lease: &NamedLease, limits: NamedLimits) -> Reply<NamedAcquireOutcome>;
 
-    /// Lets a named slot that is live live for `ttl` from now on; with a holder, only if it is that
-    /// one's. One that is not live stays gone.
+    /// Extends a live lease to `ttl` from now; with a holder, only if the lease belongs to it. An expired lease stays
+    /// gone.
     fn heartbeat(&self, name: &LeaseName, holder: Option<u64>, ttl: Duration)
     -> Reply<LeaseStatus>;
 
-    /// Gives a named slot back; with a holder, only if it is that one's.
+    /// Releases a lease by name; with a holder, only if the lease belongs to it.
     fn release(&self, name: &LeaseName, holder: Option<u64>) -> Reply<LeaseStatus>;
 
-    /// What these slots are called in the store where other processes find them. Default: none do.
+    /// The place of these leases in the store, by which other processes can find them. Default: none.
     fn place(&self) -> Option<&str> {
         None
     }
 
-    /// Whether a store that replicas share decides; asked for operators, without a call. Default: it is in this process.
+    /// Whether the shared store decides; for operators, without a call. Default: the store is in this process.
     fn status(&self) -> Option<StoreStatus> {
         None
     }
 }
 
-/// What a slot that outlives its taker is known by: whose it is, and which of theirs.
+/// The name of a lease: its tenant, and its id.
 ///
-/// Names of different tenants never meet, so that one who knows or guesses another's id can do
-/// nothing with it.
+/// Leases of different tenants have different names, so an id is of no use to another tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct LeaseName {
-    /// Who has the slot.
+    /// The tenant.
     pub tenant: Key,
-    /// Which of the tenant's.
+    /// The id, unique within the tenant.
     pub id: Key,
 }
 
-/// A slot to be taken by name.
+/// A lease to be acquired by name.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct NamedLease {
-    /// What it is known by.
+    /// The name of the lease.
     pub name: LeaseName,
-    /// Who asks, a number that no other asker has, and which is not used again for this name. Only
-    /// the last to take a slot can keep it alive and give it back as its holder: an attempt that
-    /// was given up leaves alone what a later one has taken.
+    /// A number that identifies the caller, and is not used again for this name. Only the last holder can extend and
+    /// release the lease as its holder, so an abandoned attempt does not affect a later one.
     pub holder: u64,
-    /// How long it lives without a heartbeat. Stores count less than a millisecond as one, and more
-    /// than 365 days as that, also of a heartbeat.
+    /// The time to live without a heartbeat. Stores clamp it to a range from one millisecond to 365 days, also in a
+    /// heartbeat.
     pub ttl: Duration,
 }
 
-/// What became of a slot that was asked for by name.
+/// The outcome of an acquire by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NamedAcquireOutcome {
-    /// Taken.
+    /// The lease was acquired.
     Granted,
-    /// The tenant has none left: how many it has taken.
+    /// The tenant's limit is reached. Holds the number of its leases.
     KeyFull(u64),
-    /// There is none left: how many are taken.
+    /// The total limit is reached. Holds the number of leases.
     Full(u64),
-    /// The store cannot be reached, and this is to be done. It may have taken the slot all the same.
+    /// The store is unavailable, and this mode decides. The store may have granted the lease.
     Unavailable(FailureMode),
-    /// The store was not asked, because it is known that it cannot be reached or as there is too much
-    /// to ask, and this is to be done. So there is nothing to give back.
+    /// The store was not called, because it is unavailable or too many calls are in progress, and this mode decides. No
+    /// release is needed.
     NotAsked(FailureMode),
 }
 
-/// How a named slot was found.
+/// The state of a lease by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseStatus {
     /// It was live.
     Live,
-    /// Never taken, given back, expired, or another holder's.
+    /// It was never acquired, was released, has expired, or belongs to another holder.
     Gone,
-    /// The store cannot be reached.
+    /// The store is unavailable.
     Unavailable,
-    /// The store cannot do it, and could not if it were asked again: where the slot should be there
-    /// is something else.
+    /// The store has other data under this name, so a retry would fail, too.
     Failed,
 }
 
-/// The limits of one slot that is asked for.
+/// The limits for one lease.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LeaseLimits {
-    /// How many slots there are in all; `None` for any number.
+    /// The total limit; `None` for none.
     pub total: Option<u64>,
     keys: SmallVec<[(Key, u64); 2]>,
 }
 
-/// The limits of a slot that is asked for by name.
+/// The limits for a lease by name.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct NamedLimits {
-    /// How many slots there are in all; `None` for any number.
+    /// The total limit; `None` for none.
     pub total: Option<u64>,
-    /// How many of them the tenant may have; `None` for any number.
+    /// The limit of the tenant; `None` for none.
     pub per_tenant: Option<u64>,
 }
 
-/// How many slots are taken.
+/// The number of live leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LeaseUsage {
-    /// In all.
+    /// In total.
     pub total: u64,
-    /// By the key that was asked about.
+    /// Of the requested key.
     pub key: Option<u64>,
 }
 
-/// What became of a slot that was asked for.
+/// The outcome of an acquire.
 #[must_use = "dropping it gives the slot back"]
 pub enum AcquireOutcome {
-    /// Taken, until this is dropped.
+    /// The lease was acquired. Dropping the guard releases it.
     Granted(Box<dyn LeaseGuard>),
-    /// A key has none left.
+    /// The limit of a key is reached.
     KeyFull {
-        /// The place of the key in [`LeaseLimits::keys`], the first of those that are full.
+        /// The index of the first full key in [`LeaseLimits::keys`].
         place: usize,
     },
-    /// There is none left.
+    /// The total limit is reached.
     Full,
-    /// The store cannot be reached, and this is to be done.
+    /// The store is unavailable, and this mode decides.
     Unavailable(FailureMode),
 }
 
-/// A slot that is given back when this is dropped.
+/// RAII guard of a lease: dropping it releases the lease.
 pub trait LeaseGuard: Send + Sync + 'static {}
 
-/// What becomes of requests when the store cannot be asked.
+/// How requests are decided while the store is unavailable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FailureMode {
-    /// Rate limits: requests are admitted, uncounted. Concurrency limits: each replica keeps to
-    /// the whole limit. For limits that are there for fairness.
+    /// Rate limits admit requests without counting. Concurrency limits apply the whole limit in each replica. Use it
+    /// when the limit provides fairness.
     #[default]
     Open,
-    /// Requests are refused with 503. For limits that protect something.
+    /// Requests are rejected with 503. Use it when the limit protects a resource.
     Closed,
-    /// Each replica counts in memory and grants its share: the limits over `replicas` (which
-    /// counts as 1 when it is 0), and at least one.
+    /// Each replica counts in memory and applies its share: the limit divided by `replicas` (0 counts as 1), and at
+    /// least one.
     ///
-    /// A rate's share is charged for what the store admits through this replica too, so that
-    /// it is no fresh burst when the store goes away, however often it does. All replicas together
-    /// admit at most a burst more than the store would have, once for each time that it goes
-    /// away and comes back. A request that costs more than a share holds is refused with 503, as it
-    /// will fit when the store is back.
+    /// The share of a rate is also charged for requests that the store admits through this replica, so that it is no
+    /// fresh burst when the store fails. All replicas together admit at most one burst more than the store, for each
+    /// outage. A request that costs more than a share is rejected with 503, because it fits when the store is available
+    /// again.
     LocalShare {
-        /// How many replicas there are.
+        /// The number of replicas.
         replicas: u32,
     },
 }
 
 impl FailureMode {
-    /// A word for logs and metric labels.
+    /// The word for logs and metric labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -242,7 +236,7 @@ pub fn clamp_ttl(ttl: Duration) -> Duration {
 }
 
 impl LeaseName {
-    /// The slot of `tenant`'s with this id.
+    /// Creates the name of a tenant's lease.
     #[must_use]
     pub fn new(tenant: Key, id: Key) -> Self {
         Self { tenant, id }
@@ -250,7 +244,7 @@ impl LeaseName {
 }
 
 impl NamedLease {
-    /// A slot of this name, for a holder, that lives so long without a heartbeat.
+    /// Creates a request for a lease with a holder and a time to live.
     #[must_use]
     pub fn new(name: LeaseName, holder: u64, ttl: Duration) -> Self {
         Self { name, holder, ttl }
@@ -258,7 +252,7 @@ impl NamedLease {
 }
 
 impl LeaseLimits {
-    /// The limit in all, and each key with its own.
+    /// Creates limits: in total, and for each key.
     #[must_use]
     pub fn new(total: Option<u64>, keys: impl IntoIterator<Item = (Key, u64)>) -> Self {
         Self {
@@ -267,7 +261,7 @@ impl LeaseLimits {
         }
     }
 
-    /// The keys that take the slot, each with the number of slots that it may have.
+    /// The keys of the lease, each with its limit.
     #[must_use]
     pub fn keys(&self) -> &[(Key, u64)] {
         &self.keys
@@ -275,7 +269,7 @@ impl LeaseLimits {
 }
 
 impl NamedLimits {
-    /// The limit in all, and the tenant's.
+    /// Creates limits: in total, and for the tenant.
     #[must_use]
     pub fn new(total: Option<u64>, per_tenant: Option<u64>) -> Self {
         Self { total, per_tenant }
@@ -283,7 +277,7 @@ impl NamedLimits {
 }
 
 impl LeaseUsage {
-    /// So many in all, and so many of a key.
+    /// Creates counts: in total, and of a key.
     #[must_use]
     pub fn new(total: u64, key: Option<u64>) -> Self {
         Self { total, key }

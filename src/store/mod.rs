@@ -1,4 +1,4 @@
-//! Where the counting happens: in memory, or wherever a [`RateStore`] of your own counts.
+//! Stores: where limits are counted. In memory by default; implement [`RateStore`] to count elsewhere.
 
 use std::any::Any;
 use std::fmt;
@@ -31,22 +31,21 @@ pub use memory::MemoryStore;
 pub use overrides::SharedStore;
 pub use status::{StoreFailure, StoreStatus};
 
-/// A place where rate limits are counted.
+/// Counts rate limits.
 ///
-/// A store knows keys, rules and amounts. Limiters resolve which rules apply to a request before they ask it. A
-/// [sliding](crate::Quota::sliding) quota is counted as [`memory`] says.
+/// A store knows keys, rules and amounts. Limiters resolve the rules of a request before they call the store.
+/// [`memory`] documents how a [sliding](crate::Quota::sliding) quota counts.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a store",
     note = "a store is `MemoryStore`, or `RedisStore` of the crate `tower-admission-redis`"
 )]
 pub trait RateStore: Send + Sync + 'static {
-    /// Opens the buckets of one limiter: a set of buckets for each of `policies`, called 0 and so on. Buckets of different
-    /// limiters of one store do not touch each other.
+    /// Opens the buckets of one limiter: one set of buckets for each of `policies`, numbered from 0. Limiters of one
+    /// store do not share buckets.
     fn open(&self, policies: &[Policy]) -> Arc<dyn RateBuckets>;
 
-    /// Whether all processes that count in this store make the same fingerprints of a credential, as one
-    /// process does. A store that replicas share can promise it only with a
-    /// [`Secret`](crate::Secret).
+    /// Whether all processes that use this store compute the same fingerprint of a credential. Default: true, which is
+    /// right for a store of one process. A shared store needs a [`Secret`](crate::Secret) for it.
     fn agrees_on_fingerprints(&self) -> bool {
         true
     }
@@ -62,13 +61,13 @@ impl<S: RateStore + ?Sized> RateStore for Arc<S> {
     }
 }
 
-/// A store that replicas share has no [`Secret`](crate::Secret), and its keys may be fingerprints: each replica would
-/// count for itself.
+/// A shared store has no [`Secret`](crate::Secret), and its keys may be fingerprints: each replica would count
+/// separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SecretMissing;
 
-/// For crates that take a store, which check its secret as the layers do.
+/// For crates that take a store and check its secret as the layers do.
 pub(crate) mod secret {
     /// The error of a store that keys by credentials and has no secret.
     pub const SECRET_MISSING: super::SecretMissing = super::SecretMissing;
@@ -84,7 +83,7 @@ impl fmt::Display for SecretMissing {
 
 impl std::error::Error for SecretMissing {}
 
-/// One key that a decision charges, and to what.
+/// One key that a decision charges, and the set of buckets that it charges.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Charge {
@@ -95,18 +94,18 @@ pub struct Charge {
     pub(crate) rules: OverrideRules,
 }
 
-/// The override of a key, as far as it is about the quotas of a set.
+/// The override of a key for the quotas of a set.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum OverrideRules {
     None,
-    /// Of the only quota, the usual case, without an allocation.
+    /// The override of the only quota: the usual case, without an allocation.
     One(Rule),
-    /// `None` for a quota with the set's default.
+    /// `None` for a quota with the default of the set.
     Several(Arc<[Option<Rule>]>),
 }
 
 impl Charge {
-    /// By the defaults of a set.
+    /// Charges a key by the defaults of a set.
     #[inline]
     #[must_use]
     pub fn new(key: Key, set: usize) -> Self {
@@ -117,7 +116,7 @@ impl Charge {
         }
     }
 
-    /// By an override: a rule for each quota of the set; `None` for a quota with the set's default.
+    /// Sets an override: a rule for each quota of the set; `None` for a quota with the default of the set.
     #[must_use]
     pub fn with_rules(mut self, rules: &[Option<Rule>]) -> Self {
         self.rules = match rules {
@@ -128,7 +127,7 @@ impl Charge {
         self
     }
 
-    /// The override of the quota at a place.
+    /// The override of the quota at an index.
     #[inline]
     #[must_use]
     pub fn rule(&self, at: usize) -> Option<&Rule> {
@@ -145,7 +144,7 @@ impl Charge {
         self.rules != OverrideRules::None
     }
 
-    /// The same with another rule in place of each of the override.
+    /// Replaces each rule of the override.
     pub(crate) fn map_rules(&self, map: impl Fn(&Rule) -> Rule) -> Self {
         let rules = match &self.rules {
             OverrideRules::None => OverrideRules::None,
@@ -161,99 +160,93 @@ impl Charge {
     }
 }
 
-/// The buckets of one limiter in a [`RateStore`], in numbered sets: those that it was opened with, then one for
-/// each [tier](Self::add_tier).
+/// The buckets of one limiter in a [`RateStore`], in numbered sets: first the sets that it was opened with, then one
+/// for each [tier](Self::add_tier).
 ///
-/// A cost of 0 is always admitted, takes nothing and reports what is left. The usages of a decision are those
-/// of the first charge's quotas, then of the next one's, each in the order of the policy. Of a quota that is off there is
-/// none.
+/// A cost of 0 is always admitted, takes nothing and reports what remains. A decision has the usages of the first
+/// charge's quotas, then those of the next charge, each in the order of the policy. A quota that is off has no usage.
 ///
-/// **Conversion.** A key may be charged by one rule and decided about by another, after its override or the
-/// default was changed. As many requests stay used then. In memory a bucket lacks no more than an empty one by the new
-/// rule does.
+/// **Conversion.** After a change of an override or a default, a key may be charged by one rule and decided by another.
+/// The same number of requests stays used. In memory, the debt of a bucket is clamped to that of an empty bucket under
+/// the new rule.
 pub trait RateBuckets: Any + Send + Sync {
-    /// Admits a request if it fits every quota of every charge, and takes its cost from all of them;
-    /// or takes nothing from any.
+    /// Admits a request and takes its cost, if it fits every quota of every charge; otherwise takes nothing.
     ///
-    /// Keys that are addresses are decided before the others, so that keys which a client can
-    /// make up are not stored for an address that is rejected.
+    /// Addresses are decided before other keys, so that a rejected address cannot store keys that its client made up.
     fn take(&self, charges: &[Charge], cost: u32) -> Reply<Decision>;
 
-    /// Takes 1 if that can be done at once, and returns whether it was: for a caller that has no use for the
-    /// numbers of a request which is admitted.
+    /// Takes 1 and returns true, if that is possible at once. For callers that do not need the numbers of an admitted
+    /// request.
     ///
-    /// `false` takes nothing and decides nothing; [`take`](RateBuckets::take) does. That is also
-    /// the answer of a store without a quicker way, which is the default.
+    /// `false` takes nothing and decides nothing: call [`take`](RateBuckets::take). Default: always `false`.
     fn take_one(&self, _charge: &Charge) -> bool {
         false
     }
 
-    /// What [`take`](RateBuckets::take) would decide, taking nothing.
+    /// Decides like [`take`](RateBuckets::take), but takes nothing.
     fn peek(&self, charges: &[Charge], cost: u32) -> Reply<Decision>;
 
-    /// Gives back what a request took that was admitted and turned out not to count.
+    /// Refunds the cost of an admitted request.
     ///
-    /// Never fills a bucket (or window) beyond what it holds when it was left alone.
+    /// A refund never fills a bucket or window beyond its unused state.
     fn refund(&self, charges: &[Charge], cost: u32) -> Reply<()>;
 
-    /// Converts what the keys have used to the rules of these charges, as of now. Called after an override was set,
-    /// changed or deleted. Default: the next decision converts it.
+    /// Converts the usage of the keys to the rules of these charges. Called after an override was set, changed or
+    /// deleted. Default: the next decision converts it.
     fn settle(&self, _charges: &[Charge]) {}
 
-    /// Sets the defaults of a set, one for each quota, and returns whether it did. A quota keeps its algorithm:
-    /// bucket or window. Default: this store cannot.
+    /// Sets the defaults of a set, one for each quota, and returns true if it did. A quota keeps its algorithm: bucket
+    /// or window. Default: not supported.
     fn set_quotas(&self, _set: usize, _quotas: &[Quota]) -> bool {
         false
     }
 
-    /// Adds a set for the requests of a tier of the policy at a place, and returns its number. Default:
-    /// this store has no tiers.
+    /// Adds a set for a tier of the policy at an index, and returns its number. Default: no tiers are supported.
     fn add_tier(&self, _policy: usize, _tier: &str, _quotas: &Policy) -> Option<usize> {
         None
     }
 
-    /// These buckets and those of other limiters of the same store as one, so that one decision charges all or none.
-    /// The sets of these keep their numbers, and those of `others[n]` are numbered from `(n + 1) << 16` on; tiers that
-    /// are added later are found as well. Default: this store cannot.
+    /// Joins these buckets with those of other limiters of the same store, so that one decision charges all or none.
+    /// The sets of this limiter keep their numbers; the sets of `others[n]` are numbered from `(n + 1) << 16`,
+    /// including tiers that are added later. Default: not supported.
     fn join(&self, _others: &[Arc<dyn RateBuckets>]) -> Option<Arc<dyn RateBuckets>> {
         None
     }
 
-    /// Marks these buckets as superseded: others that are opened with the same names may
-    /// count in their place. Default: nothing has to be done for that.
+    /// Marks these buckets as superseded: buckets that are opened later with the same names may take their place.
+    /// Default: nothing.
     fn retire(&self) {}
 
-    /// What these buckets are called in a store where other processes find them. Default: none do.
+    /// The place of these buckets in the store, by which other processes can open them. Default: none.
     fn place(&self) -> Option<&str> {
         None
     }
 
-    /// Whether a store that replicas share decides; asked for operators, without a call. Default: it is in this process.
+    /// Whether the shared store decides; for operators, without a call. Default: the store is in this process.
     fn status(&self) -> Option<StoreStatus> {
         None
     }
 
-    /// How many keys are held and were evicted, if the store knows that without a call; it is asked now
-    /// and then, for metrics. Default: it does not.
+    /// The number of stored and evicted keys, if the store knows it without a call. Called from time to time, for
+    /// metrics. Default: unknown.
     fn stats(&self) -> Option<RateStats> {
         None
     }
 }
 
-/// What a [`RateStore`] holds for one limiter.
+/// Statistics of the buckets of one limiter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RateStats {
-    /// How many keys are held, each once for every quota that it is charged to. Those whose bucket
-    /// is full again count until their room is needed.
+    /// The number of stored keys, counted once for each quota. Full buckets count until their room is needed.
     pub tracked_keys: u64,
-    /// How many buckets were evicted that were not full again, because there was no other room for
-    /// a new key: their owners started anew with full ones. Never goes down.
+    /// The number of evictions of buckets that were not full, for lack of other room for a new key. These keys started
+    /// again with a full bucket. Never decreases.
     pub evictions: u64,
 }
 
 impl RateStats {
-    /// So many keys, and so many that were evicted.
+    /// Creates statistics from the number of stored keys and the number of evictions.
     #[must_use]
     pub fn new(tracked_keys: u64, evictions: u64) -> Self {
         Self {
@@ -263,19 +256,19 @@ impl RateStats {
     }
 }
 
-/// An answer that is here, or one that comes later.
+/// An answer that is ready, or a future of it.
 ///
-/// A store in memory answers at once, which costs neither an allocation nor an await.
+/// A store in memory answers at once, without an allocation or an await.
 #[must_use]
 pub enum Reply<T> {
     /// The answer.
     Ready(T),
-    /// The answer, once the store has it.
+    /// The future of the answer.
     Pending(Pin<Box<dyn Future<Output = T> + Send>>),
 }
 
 impl<T> Reply<T> {
-    /// The answer, if it is there at once: it is from [`MemoryStore`].
+    /// The answer if it is ready. [`MemoryStore`] always has it ready.
     #[inline]
     #[must_use]
     pub fn now(self) -> Option<T> {
@@ -299,7 +292,7 @@ impl<T: Send + 'static> IntoFuture for Reply<T> {
 #[derive(Debug)]
 pub struct ReplyFuture<T>(Option<Reply<T>>);
 
-// Nothing in it is pinned: a pending answer is in a box of its own.
+// Nothing in it is pinned: a pending answer is boxed.
 impl<T> Unpin for ReplyFuture<T> {}
 
 impl<T> Future for ReplyFuture<T> {
@@ -307,7 +300,7 @@ impl<T> Future for ReplyFuture<T> {
 
     /// # Panics
     ///
-    /// When polled again after it was ready.
+    /// When polled again after completion.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         if let Some(Reply::Pending(future)) = &mut self.0 {
             return future.as_mut().poll(cx);

@@ -1,34 +1,34 @@
-//! Whether a store decides about requests, or its failure mode does.
+//! Whether a store decides requests, or its failure mode does.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::FailureMode;
 
-/// Whether a store that replicas share decides about requests.
+/// Whether a shared store decides requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreStatus {
-    /// It answers, or was not asked yet.
+    /// It answers, or was not called yet.
     Ok,
-    /// It cannot be reached, or a call failed in the last few seconds: the failure mode decides.
+    /// It is unavailable, or a call failed in the last few seconds: the failure mode decides.
     Failing(StoreFailure),
 }
 
-/// Why a store does not decide, and what does.
+/// Why a store does not decide, and which mode decides instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreFailure {
-    /// What decides about requests meanwhile.
+    /// The mode that decides meanwhile.
     pub failure_mode: FailureMode,
     /// When the first call failed, by this process's clock.
     pub since: SystemTime,
-    /// The error of the last call that failed.
+    /// The error of the last failed call.
     pub cause: Arc<str>,
 }
 
 impl StoreFailure {
-    /// A failure since a time.
+    /// Creates a failure since a time.
     #[must_use]
     pub fn new(failure_mode: FailureMode, since: SystemTime, cause: &str) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl StoreFailure {
 }
 
 impl StoreStatus {
-    /// A word for JSON and logs: `"ok"` or `"failing"`.
+    /// The word for JSON and logs: `"ok"` or `"failing"`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl StoreStatus {
         }
     }
 
-    /// The status of two stores together: the failure that began first, if either fails.
+    /// Combines the status of two stores: the failure that began first, if either fails.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_earliest_failure_counts() {
+    fn the_earliest_failure_wins() {
         let failing = |seconds| {
             let since = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
             StoreStatus::Failing(StoreFailure::new(FailureMode::Open, since, "timeout"))

@@ -1,4 +1,4 @@
-//! What a ban does before the limits inside, and what its client sees.
+//! A ban precedes the inner limits; the answer to a banned client.
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -18,7 +18,7 @@ fn banning(key: &str) -> Limits {
 }
 
 #[test]
-fn made_up_tokens_do_not_get_round_the_ban_of_an_address_or_its_network() {
+fn made_up_tokens_do_not_evade_the_ban_of_an_address_or_its_network() {
     for entry in ["ip:203.0.113.7", "ip:203.0.113.0/24"] {
         let limits = banning(entry);
         let concurrency = ConcurrencyLimitLayer::new(8).per_key(ByToken::default(), 4);
@@ -36,7 +36,7 @@ fn made_up_tokens_do_not_get_round_the_ban_of_an_address_or_its_network() {
             );
         }
         assert_eq!(inner.calls(), 0);
-        // Nothing was charged, and no key is kept.
+        // No quota was charged, and no key is stored.
         assert_eq!(rate.limiter().stats().unwrap().tracked_keys, 0);
         assert_eq!(concurrency.limiter().in_flight(), 0);
         let seen = seen.take();
@@ -48,7 +48,7 @@ fn made_up_tokens_do_not_get_round_the_ban_of_an_address_or_its_network() {
 }
 
 #[test]
-fn a_banned_client_is_told_nothing_but_that() {
+fn the_answer_to_a_banned_client_reveals_nothing_else() {
     let service = AccessLayer::new(&banning("ip:203.0.113.7")).layer(Counting::default());
     let response = send(&service, from("203.0.113.7"));
     assert_eq!(response.status(), 403);
@@ -89,7 +89,7 @@ fn a_responder_has_the_reason() {
 }
 
 #[test]
-fn a_ban_is_no_answer_to_credentials() {
+fn a_guard_does_not_charge_a_ban() {
     let guard = RateLimitLayer::by(ClientIp::peer(), Quota::off()).guard_by_ip(Quota::per_hour(1));
     let limits = banning("bearer:eve");
     let access = AccessLayer::new(&limits).key(ByToken::default());
@@ -116,9 +116,9 @@ fn a_change_applies_to_the_next_request() {
     }
 }
 
-/// A rejected call gives back what the inner service reserved when it was made ready.
+/// A rejected call releases what the ready inner service had reserved.
 #[tokio::test]
-async fn a_ban_keeps_no_place_of_the_inner_service() {
+async fn a_ban_releases_what_the_inner_service_reserved() {
     use tower::{Service, ServiceExt};
 
     let limits = banning("ip:203.0.113.7");
@@ -132,7 +132,7 @@ async fn a_ban_keeps_no_place_of_the_inner_service() {
     let ready = banned.ready().await.unwrap();
     let response = ready.call(from("203.0.113.7")).await.unwrap();
     assert_eq!(response.status(), 403);
-    // The one place is free, while the service that was banned is still there.
+    // The slot is free although the service that was banned still exists.
     let ready = now(other.ready()).unwrap();
     let response = tokio::spawn(ready.call(from("192.0.2.1")));
     let (_, answer) = handle.next_request().await.unwrap();
@@ -161,7 +161,7 @@ async fn the_rest_of_a_banned_upload_can_be_read() {
 fn the_key_of_a_network_is_not_charged() {
     let limits = Limits::new();
     set(&limits, "ip:203.0.113.0/24", "unlimited");
-    // Without an access layer an entry of a network has no effect on rates.
+    // Without an access layer, the entry of a network has no effect on rates.
     let rate = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(1)).limits(&limits);
     let service = rate.layer(Counting::default());
     assert_eq!(status(&service, from("203.0.113.7")), 200);

@@ -1,4 +1,4 @@
-//! Entries that end, by a clock that is set.
+//! Entries that end, with a test clock.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Bench {
         now(self.limits.edit(&name(key)).author("anna").set(entry)).unwrap();
     }
 
-    /// Admits nothing inside but what is exempt.
+    /// The inner service admits only exempt requests.
     fn service(&self) -> Access<RateLimit<Counting>> {
         let nothing = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(1)).cost(|_| 2);
         let inner = Counting::default();
@@ -50,7 +50,7 @@ fn retry_after<B>(response: &Response<B>) -> Option<&str> {
 }
 
 #[test]
-fn a_ban_says_when_it_ends_and_ends_then() {
+fn a_ban_ends_at_its_retry_after() {
     let bench = Bench::new();
     let service = bench.service();
     bench.set_for("ip:203.0.113.0/24", "deny all", HOUR);
@@ -72,7 +72,7 @@ fn a_ban_says_when_it_ends_and_ends_then() {
 }
 
 #[test]
-fn a_grpc_client_is_told_when_to_retry() {
+fn a_ban_of_a_grpc_client_has_retry_info() {
     let bench = Bench::new();
     bench.set_for("ip:203.0.113.7", "deny all", HOUR);
     let request = with(from("203.0.113.7"), "content-type", "application/grpc");
@@ -91,7 +91,7 @@ fn an_exemption_ends() {
     assert_eq!(status(&service, from("203.0.113.7")), 429);
 }
 
-/// What ends uncovers the entry that is next.
+/// When an entry ends, the next specific one applies.
 #[test]
 fn the_next_specific_entry_decides_after_the_end() {
     let bench = Bench::new();
@@ -108,7 +108,7 @@ fn the_next_specific_entry_decides_after_the_end() {
         (response.status().as_u16(), retry_after(&response)),
         (403, None)
     );
-    // An override at run time goes before one of the configuration, and uncovers it when it ends.
+    // An override at run time replaces one of the configuration, which applies again when it ends.
     let base = [(name("ip:203.0.113.7"), Override::new(Limit::unlimited()))];
     bench.limits.set_base(base).unwrap();
     assert_eq!(status(&service, from("203.0.113.7")), 200);
@@ -119,7 +119,7 @@ fn the_next_specific_entry_decides_after_the_end() {
 }
 
 #[test]
-fn the_base_takes_no_other_limit_for_a_network() {
+fn the_base_rejects_other_limits_for_a_network() {
     let bench = Bench::new();
     let base = [(
         name("ip:203.0.113.0/24"),

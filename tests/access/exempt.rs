@@ -1,4 +1,4 @@
-//! What an exemption is.
+//! Exemptions.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ fn exempting(key: &str) -> Limits {
 }
 
 #[test]
-fn rates_do_not_count_it_whatever_their_keys_are() {
+fn rate_limits_do_not_count_an_exempt_request() {
     let limits = exempting("bearer:probe");
     let rate = RateLimitByTokenLayer::new(Quota::per_hour(1))
         .and_by(ClientIp::peer(), Quota::per_hour(1))
@@ -46,13 +46,13 @@ fn rates_do_not_count_it_whatever_their_keys_are() {
         seen.iter()
             .all(|line| *line == format!("exempted access lists {probe}"))
     );
-    // Its address is not exempt.
+    // The address of the request is not exempt.
     assert_eq!(status(&service, from("192.0.2.1")), 200);
     assert_eq!(status(&service, from("192.0.2.1")), 429);
 }
 
 #[test]
-fn a_guard_does_not_count_its_answers() {
+fn a_guard_does_not_count_answers_to_an_exempt_request() {
     let limits = exempting("bearer:probe");
     let guard = RateLimitLayer::by(ClientIp::peer(), Quota::off()).guard_by_ip(Quota::per_hour(1));
     let unauthorized = service_fn(|_: Request<()>| async {
@@ -70,7 +70,7 @@ fn a_guard_does_not_count_its_answers() {
 }
 
 #[tokio::test]
-async fn limits_per_key_do_not_count_it_and_capacity_does() {
+async fn an_exempt_request_counts_in_the_capacity_and_not_per_key() {
     let limits = exempting("bearer:probe");
     let concurrency = ConcurrencyLimitLayer::new(2).per_key(ByToken::default(), 1);
     let pending = service_fn(|_: Request<()>| async {
@@ -98,7 +98,7 @@ async fn limits_per_key_do_not_count_it_and_capacity_does() {
 }
 
 #[test]
-fn its_handler_has_a_status_that_limits_nothing() {
+fn the_status_of_an_exempt_request_is_unlimited() {
     let limits = exempting("ip:192.0.2.1");
     let handler = service_fn(|request: Request<()>| async move {
         let status: &RateLimitStatus = request.extensions().get().unwrap();
@@ -148,7 +148,7 @@ fn an_inner_layer_bans_what_an_outer_one_exempts() {
     inner_seen.take();
     outer_seen.take();
     assert_eq!(status(&service, from("192.0.2.1")), 200);
-    // Exempted once.
+    // The request was exempted once.
     assert_eq!(outer_seen.take().len(), 1);
     assert_eq!(inner_seen.take().len(), 0);
 }
@@ -169,7 +169,7 @@ fn counted(snapshotter: &Snapshotter) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn both_are_counted_without_what_a_client_sent() {
+fn metrics_of_lists_have_no_labels_from_clients() {
     let limits = exempting("ip:192.0.2.1");
     set(&limits, "ip:203.0.113.0/24", "deny all");
     let recorder = DebuggingRecorder::new();

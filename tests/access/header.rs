@@ -1,4 +1,4 @@
-//! Exempting by a header.
+//! Exemption by a header.
 
 use http::Request;
 use tower::Layer;
@@ -32,14 +32,14 @@ fn a_header_exempts_only_from_a_trusted_proxy() {
     assert_eq!(sent("10.0.0.1", "other"), 429);
     assert_eq!(sent("192.0.2.1", "probe"), 429);
     assert_eq!(sent("2002:a00:1::1", "probe"), 429);
-    // Twice it is unclear which one the proxy wrote.
+    // If the header is repeated, it is unclear which value the proxy wrote.
     let twice = with(from("10.0.0.1"), "x-internal", "probe");
     assert_eq!(status(&service, with(twice, "x-internal", "probe")), 429);
     assert_eq!(status(&service, from("10.0.0.1")), 429);
 }
 
 #[test]
-fn a_ban_goes_before_the_header() {
+fn a_ban_takes_precedence_over_the_header() {
     let limits = Limits::new();
     let seen = Seen::default();
     let header = TrustedHeader::new("x-internal", proxies());

@@ -1,4 +1,4 @@
-//! Allow and deny lists: which entry decides, what it does, and what a client sees.
+//! Allow and deny lists: which entry decides, its effect, and the answer to the client.
 #![cfg(all(feature = "axum", feature = "metrics", feature = "test-util"))]
 
 mod answers;
@@ -26,7 +26,7 @@ pub(crate) fn name(key: &str) -> KeyName {
     key.parse().unwrap()
 }
 
-/// What is there without waiting.
+/// The output of a future that is ready at once.
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     let mut context = Context::from_waker(Waker::noop());
     match pin!(future).poll(&mut context) {
@@ -54,7 +54,7 @@ pub(crate) fn bearer(ip: &str, token: &str) -> Request<()> {
     with(from(ip), "authorization", &format!("Bearer {token}"))
 }
 
-/// A service that answers 200, and counts.
+/// A service that answers 200 and counts its calls.
 #[derive(Clone, Default)]
 pub(crate) struct Counting(Arc<AtomicUsize>);
 
@@ -93,7 +93,7 @@ where
     send(service, request).status().as_u16()
 }
 
-/// Writes down what it is told.
+/// Records the decisions that it observes.
 #[derive(Clone, Default)]
 pub(crate) struct Seen(Arc<Mutex<Vec<String>>>);
 

@@ -1,4 +1,4 @@
-//! Look-ups of addresses against a naive model, in any order of changes.
+//! Lookups of addresses against a naive model, with changes in any order.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,7 +17,8 @@ fn addresses() -> impl Strategy<Value = IpAddr> {
         if is_v4 {
             Ipv4Addr::from_bits(bits).into()
         } else {
-            // Half of the bits at the other end, so that all lengths of prefix tell some of them apart.
+            // Half of the bits at the other end, so that prefixes of all lengths distinguish some
+            // addresses.
             let (high, low) = (u128::from(bits >> 16), u128::from(bits & 0xffff));
             Ipv6Addr::from_bits((0xfd << 120) | (high << 96) | low).into()
         }

@@ -1,4 +1,4 @@
-//! On a real axum server.
+//! Lists on a real axum server.
 
 use std::net::SocketAddr;
 
@@ -45,8 +45,8 @@ const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden";
 const TOO_MANY: &str = "HTTP/1.1 429 Too Many Requests";
 
 #[tokio::test]
-async fn lists_change_while_it_serves() {
-    // The second one sees IPv4 clients as IPv4-mapped addresses, where there is IPv6.
+async fn lists_change_while_a_server_runs() {
+    // The second server sees IPv4 clients as IPv4-mapped addresses, if IPv6 is available.
     let mut addresses = Vec::new();
     let limits = Limits::new();
     addresses.push(serve(&limits, "127.0.0.1:0").await);

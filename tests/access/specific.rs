@@ -1,4 +1,4 @@
-//! Which entry decides.
+//! The entry that decides among several.
 
 use tower::Layer;
 use tower_admission::extract::ClientIp;
@@ -8,7 +8,7 @@ use tower_admission::{
 
 use crate::{Counting, bearer, from, name, now, send, set, status, with};
 
-/// How a request is treated: by its status where a limit of nothing is inside.
+/// The treatment of a request. Its status shows it, because the inner limit admits nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Treated {
     Banned,
@@ -22,7 +22,7 @@ fn treated(limits: &Limits, request: http::Request<()>) -> Treated {
     let layer = AccessLayer::new(limits)
         .key(BearerToken)
         .key(ApiKey::default());
-    // Admits nothing but what is exempt.
+    // The inner limit admits only exempt requests.
     let nothing = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(1)).cost(|_| 2);
     match status(&layer.layer(nothing.layer(Counting::default())), request) {
         403 => Banned,
@@ -87,7 +87,7 @@ fn the_most_specific_entry_decides_in_any_order() {
 }
 
 #[test]
-fn whole_families_are_networks() {
+fn a_whole_address_family_is_a_network() {
     let limits = Limits::new();
     set(&limits, "ip:0.0.0.0/0", "deny all");
     assert_eq!(treated(&limits, from("198.51.100.1")), Banned);
@@ -112,7 +112,7 @@ fn an_ipv6_address_without_a_prefix_is_its_64() {
 }
 
 #[test]
-fn an_address_inside_of_another_one_is_banned_and_not_exempt() {
+fn an_embedded_address_is_banned_and_not_exempt() {
     let limits = Limits::new();
     // NAT64, 6to4 and Teredo of 203.0.113.7.
     let inside = [
@@ -129,7 +129,7 @@ fn an_address_inside_of_another_one_is_banned_and_not_exempt() {
         assert_eq!(treated(&limits, from(ip)), Banned, "{ip}");
     }
     now(limits.delete(&name("ip:203.0.113.0/24"))).unwrap();
-    // The other way round: what would be exempt is the IPv4 address, which is another client's.
+    // The other way round, the exempt address would be the IPv4 address of another client.
     for ip in inside {
         let name = name(&format!("ip:{ip}"));
         let exempt = now(limits.set(&name, Limit::unlimited()));
@@ -148,7 +148,7 @@ fn an_address_inside_of_another_one_is_banned_and_not_exempt() {
 }
 
 #[test]
-fn of_two_keys_the_one_that_is_denied_decides() {
+fn a_denied_key_decides_over_an_exempt_key() {
     let limits = Limits::new();
     set(&limits, "bearer:alice", "unlimited");
     set(&limits, "api-key:stolen", "deny all");
@@ -173,10 +173,10 @@ fn an_entry_with_another_limit_is_on_no_list() {
         assert_eq!(treated(&limits, from("203.0.113.7")), Banned, "{limit}");
         set(&limits, "ip:198.51.100.1", limit);
         let other = treated(&limits, from("198.51.100.1"));
-        // The rate inside may be what the entry is about.
+        // The entry may be meant for the inner rate limit.
         assert_ne!(other, Banned, "{limit}");
     }
-    // From a list to another limit, and back.
+    // The entry moves from a list to another limit, and back.
     set(&limits, "ip:203.0.113.0/24", "unlimited");
     assert_eq!(treated(&limits, from("203.0.113.9")), Exempt);
     set(&limits, "ip:2001:db8::1", "deny all");
@@ -185,7 +185,7 @@ fn an_entry_with_another_limit_is_on_no_list() {
 }
 
 #[test]
-fn a_network_takes_nothing_but_list_entries() {
+fn a_network_accepts_only_list_entries() {
     let limits = Limits::new();
     for key in ["ip:203.0.113.0/24", "ip:2001:db8::/32"] {
         for limit in [
@@ -203,7 +203,7 @@ fn a_network_takes_nothing_but_list_entries() {
         }
     }
     assert!(limits.is_empty());
-    // What one client has of IPv6 can be charged.
+    // The IPv6 networks of one client can be charged.
     set(&limits, "ip:2001:db8::/56", "10/s");
 }
 
@@ -220,7 +220,7 @@ fn a_forwarded_address_counts_only_from_a_trusted_proxy() {
     let forwarded = |peer, list| status(&service, with(from(peer), "x-forwarded-for", list));
     assert_eq!(forwarded("10.0.0.1", "203.0.113.7"), 403);
     assert_eq!(forwarded("10.0.0.1", "::ffff:203.0.113.7"), 403);
-    // What the client wrote itself stands further left.
+    // The client wrote the entry further left.
     assert_eq!(forwarded("10.0.0.1", "198.51.100.7, 203.0.113.7"), 403);
     assert_eq!(forwarded("203.0.113.7", "198.51.100.7"), 403);
     assert_eq!(forwarded("192.0.2.1", "198.51.100.7"), 429);
@@ -240,7 +240,7 @@ fn without_a_peer_address_a_key_still_counts() {
     assert_eq!(status(&service, http::Request::new(())), 200);
 }
 
-/// Of an entry that stays, and of one that is replaced, no request sees a gap.
+/// No request sees a gap, neither for an entry that stays nor for one that is replaced.
 #[test]
 fn a_ban_holds_while_others_change() {
     let limits = Limits::new();

@@ -1,4 +1,4 @@
-//! What a refused client reads, in HTTP.
+//! Answers to rejected clients over HTTP.
 
 use http::{Request, Response};
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ where
 }
 
 #[tokio::test]
-async fn capacity_is_a_problem() {
+async fn a_rejection_at_capacity_is_a_problem() {
     let refused = full("AI Bridge", request()).await;
     assert_eq!(refused.status(), 503);
     assert_eq!(
@@ -64,7 +64,7 @@ async fn capacity_is_a_problem() {
 }
 
 #[tokio::test]
-async fn a_quota_is_a_problem_that_names_what_was_violated() {
+async fn a_rejection_by_a_quota_names_the_violated_policy() {
     let policy = Policy::new("burst", Quota::per_minute(60)).and("daily", Quota::per_day(3));
     let refused = over(RateLimitLayer::by(by_user, policy)).await;
     assert_eq!(refused.status(), 429);
@@ -81,7 +81,7 @@ async fn a_quota_is_a_problem_that_names_what_was_violated() {
 }
 
 #[tokio::test]
-async fn all_that_was_violated_is_named() {
+async fn every_violated_policy_is_named() {
     let policy = Policy::new("one", Quota::per_hour(2))
         .and("roomy", Quota::per_hour(100))
         .and("two \"\\", Quota::per_day(2));
@@ -90,7 +90,7 @@ async fn all_that_was_violated_is_named() {
 }
 
 #[tokio::test]
-async fn a_cost_that_never_fits_says_so() {
+async fn a_cost_that_never_fits_has_its_own_message() {
     let layer = RateLimitLayer::by(by_user, Quota::per_hour(2)).cost(|_| 3);
     let refused = send(&layer.layer(Counting::default()), user("alice")).await;
     let problem = problem(refused).await;
@@ -102,7 +102,7 @@ async fn a_cost_that_never_fits_says_so() {
 }
 
 #[tokio::test]
-async fn names_may_have_anything_in_them() {
+async fn a_name_with_special_characters_is_escaped() {
     for name in [
         "\"AI\" \\ Bridge",
         "Brücke 🌉",
@@ -119,7 +119,7 @@ async fn names_may_have_anything_in_them() {
 }
 
 #[tokio::test]
-async fn the_answer_is_in_the_language_that_is_accepted() {
+async fn the_answer_has_an_accepted_format() {
     let json = "application/problem+json";
     let plain = "text/plain; charset=utf-8";
     for (accept, content_type) in [
@@ -149,7 +149,7 @@ async fn the_answer_is_in_the_language_that_is_accepted() {
 }
 
 #[tokio::test]
-async fn media_types_are_in_any_case() {
+async fn media_types_are_case_insensitive() {
     // RFC 9110 §8.3.1.
     let refused = full("x", with_header("accept", "Text/Plain")).await;
     assert_eq!(
@@ -159,7 +159,7 @@ async fn media_types_are_in_any_case() {
 }
 
 #[tokio::test]
-async fn several_accept_lines_are_one() {
+async fn several_accept_lines_are_one_list() {
     let request = Request::builder()
         .header("accept", "text/plain")
         .header("accept", "application/json")
@@ -173,7 +173,7 @@ async fn several_accept_lines_are_one() {
 }
 
 #[tokio::test]
-async fn one_language_can_be_chosen() {
+async fn a_layer_can_use_one_format() {
     let refused = over(RateLimitLayer::by(by_user, Quota::per_hour(1)).respond(Plain)).await;
     assert_eq!(refused.status(), 429);
     assert_eq!(
@@ -191,7 +191,7 @@ async fn one_language_can_be_chosen() {
 }
 
 #[tokio::test]
-async fn a_weight_of_zero_is_a_no() {
+async fn a_weight_of_zero_excludes_a_format() {
     // RFC 9110 §12.4.2.
     for (accept, content_type) in [
         (
@@ -211,7 +211,7 @@ async fn a_weight_of_zero_is_a_no() {
 }
 
 #[tokio::test]
-async fn a_closure_answers_with_any_body_that_converts() {
+async fn a_closure_can_return_any_body_that_converts_to_bytes() {
     async fn answered(layer: ConcurrencyLimitLayer) -> String {
         text(send(&layer.layer(Counting::default()), request()).await).await
     }
@@ -284,7 +284,7 @@ fn a_decision_that_rejects_is_an_error_with_its_reason() {
         .unwrap();
     let rejection = changed.check_now(&key).unwrap().into_result().unwrap_err();
     assert_eq!(rejection.reason(), Reason::Denied);
-    // A decision has no names.
+    // A decision has no quota names.
     assert_eq!(rejection.violated_policies().len(), 0);
 }
 

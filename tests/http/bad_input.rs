@@ -1,4 +1,4 @@
-//! What nobody sends by accident: each has a defined answer, and none is a panic or a 500.
+//! Hostile input: each has a defined answer, and none causes a panic or a 500.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ const READ: [&str; 8] = [
 ];
 
 #[tokio::test]
-async fn headers_of_all_bytes_and_of_absurd_length() {
+async fn headers_with_any_bytes_and_of_any_length_are_answered() {
     let junk: Vec<u8> = (0x20..=0xff).filter(|byte| *byte != 0x7f).collect();
     let values: [&[u8]; 9] = [
         &junk,
@@ -96,7 +96,7 @@ async fn headers_of_all_bytes_and_of_absurd_length() {
 }
 
 #[test]
-fn credentials_that_are_not_text() {
+fn credentials_that_are_not_text_are_answered() {
     let by = ByToken::default;
     assert_eq!(
         key(by(), &with("authorization", b"Bearer \xff")),
@@ -112,7 +112,7 @@ fn credentials_that_are_not_text() {
 }
 
 #[test]
-fn many_authorization_headers_are_none() {
+fn many_authorization_headers_are_unusable() {
     let mut request = from_peer("192.0.2.1");
     for n in 0..10_000 {
         let value = HeaderValue::try_from(format!("Bearer t{n}")).unwrap();
@@ -122,7 +122,7 @@ fn many_authorization_headers_are_none() {
 }
 
 #[test]
-fn ten_thousand_hops() {
+fn ten_thousand_hops_are_read() {
     let [xff, forwarded] = trusting();
     let hops = |hop: &str| vec![hop; 10_000].join(", ");
     for (client, expected) in [("198.51.100.7", "198.51.100.7"), ("junk", "10.0.0.1")] {
@@ -145,7 +145,7 @@ fn ten_thousand_hops() {
 }
 
 #[test]
-fn ten_thousand_lines_of_hops() {
+fn ten_thousand_lines_of_hops_are_read() {
     let mut headers = HeaderMap::new();
     let name = HeaderName::from_static("x-forwarded-for");
     headers.append(&name, HeaderValue::from_static("1.1.1.1, 198.51.100.7"));
@@ -159,7 +159,7 @@ fn ten_thousand_lines_of_hops() {
 }
 
 #[tokio::test]
-async fn absurd_quotas_count_right() {
+async fn extreme_quotas_count_exactly() {
     for (quota, admits) in [
         (Quota::new(u32::MAX, 99 * YEAR), u64::from(u32::MAX)),
         (Quota::new(1, 100 * YEAR), 1),
@@ -212,7 +212,7 @@ fn layer_left<K: KeyExtractor>(layer: &RateLimitLayer<K>) -> u64 {
 }
 
 #[tokio::test]
-async fn sixteen_quotas_and_eight_keys() {
+async fn sixteen_quotas_and_eight_keys_are_one_decision() {
     let policy = (2..=16).fold(Policy::new("q1", Quota::per_hour(99)), |policy, n| {
         policy.and(&format!("q{n}"), Quota::per_hour(100 - n))
     });
@@ -236,7 +236,7 @@ async fn sixteen_quotas_and_eight_keys() {
 }
 
 #[tokio::test]
-async fn a_clock_that_stands_still() {
+async fn a_stopped_clock_admits_one_burst() {
     let (layer, _clock) = timed(by_user, Quota::per_second(2));
     let service = layer.layer(Counting::default());
     for n in 0..100 {
@@ -247,7 +247,7 @@ async fn a_clock_that_stands_still() {
 }
 
 #[tokio::test]
-async fn a_clock_that_jumps_a_year() {
+async fn a_clock_that_jumps_a_year_refills_one_burst() {
     for jumps in [1, 99] {
         let (layer, clock) = timed(by_user, Quota::per_day(3));
         let service = layer.layer(Counting::default());
@@ -259,7 +259,7 @@ async fn a_clock_that_jumps_a_year() {
     }
 }
 
-/// A key that has used up its five, at a rate of one a second, and then the clock steps back.
+/// A key that has used up its five requests at one per second; then the clock steps back.
 async fn stepped_back(by: Duration) -> (RateLimitLayer<impl KeyExtractor>, TestClock) {
     let (layer, clock) = timed(by_user, Quota::per_second(1).burst(5));
     clock.advance(10 * YEAR);
@@ -272,7 +272,7 @@ async fn stepped_back(by: Duration) -> (RateLimitLayer<impl KeyExtractor>, TestC
 }
 
 #[tokio::test]
-async fn a_clock_that_steps_back_locks_nobody_out() {
+async fn a_clock_that_steps_back_locks_no_client_out() {
     for step in [NANO, SECOND, 5 * SECOND, 3600 * SECOND, YEAR, 20 * YEAR] {
         let (layer, clock) = stepped_back(step).await;
         let service = layer.layer(Counting::default());
@@ -285,7 +285,7 @@ async fn a_clock_that_steps_back_locks_nobody_out() {
 }
 
 #[tokio::test]
-async fn retry_after_is_honest_after_a_step_back() {
+async fn retry_after_is_exact_after_a_step_back() {
     for step in [SECOND, 3600 * SECOND] {
         let (layer, clock) = stepped_back(step).await;
         let service = layer.layer(Counting::default());
@@ -297,7 +297,7 @@ async fn retry_after_is_honest_after_a_step_back() {
 }
 
 #[tokio::test]
-async fn keys_that_are_new_after_a_step_back_have_all_they_should() {
+async fn a_new_key_after_a_step_back_has_a_full_bucket() {
     let (layer, _clock) = stepped_back(YEAR).await;
     let service = layer.layer(Counting::default());
     for _ in 0..5 {
@@ -307,7 +307,7 @@ async fn keys_that_are_new_after_a_step_back_have_all_they_should() {
 }
 
 #[tokio::test]
-async fn a_fast_quota_is_not_locked_out_for_the_step_either() {
+async fn a_fast_quota_is_not_locked_out_by_a_step_back() {
     let (layer, clock) = timed(by_user, Quota::per_second(100).burst(1));
     clock.advance(YEAR);
     let service = layer.layer(Counting::default());
@@ -319,18 +319,18 @@ async fn a_fast_quota_is_not_locked_out_for_the_step_either() {
 }
 
 #[tokio::test]
-async fn a_step_back_with_a_full_table_locks_nobody_out() {
+async fn a_step_back_with_a_full_table_locks_no_client_out() {
     let clock = TestClock::default();
     clock.advance(YEAR);
     let layer = RateLimitLayer::by(by_user, Quota::per_second(1).burst(5))
         .store(crate::common::store(&clock).max_keys(1));
     let service = layer.layer(Counting::default());
-    // The first fills the table, the second has to do with the overflow bucket.
+    // The first client fills the table, the second one uses the overflow bucket.
     for name in ["alice", "bob"] {
         while status(&service, user(name)).await == 200 {}
     }
     clock.step_back(3600 * SECOND);
-    // Refused by the overflow bucket, or given the place of alice, whose time cannot be true.
+    // Rejected by the overflow bucket, or given the slot of alice, whose time cannot be valid.
     let _ = status(&service, user("bob")).await;
     clock.advance(5 * SECOND);
     assert_eq!(status(&service, user("bob")).await, 200);

@@ -1,4 +1,4 @@
-//! What a handler changes of the charge of its own request.
+//! Refunds and charges by a handler for its own request.
 
 use std::future::ready;
 use std::sync::{Arc, Mutex};
@@ -28,7 +28,7 @@ fn left(limiter: &RateLimiter) -> Vec<u32> {
     decision.usages().iter().map(|u| u.remaining()).collect()
 }
 
-/// A service whose handler does this with its status.
+/// A service whose handler runs this with its status.
 fn handling(
     handle: impl Fn(RateLimitStatus) + Clone,
 ) -> impl Service<Request<()>, Response = Ok200, Error = std::convert::Infallible, Future: Send> + Clone
@@ -39,7 +39,7 @@ fn handling(
     })
 }
 
-/// The answer of a store that answers at once.
+/// The reply of a store that replies at once.
 fn now<T>(reply: Reply<T>) -> T {
     match reply {
         Reply::Ready(answer) => answer,
@@ -85,7 +85,7 @@ fn a_charge_shows_in_the_response() {
 }
 
 #[test]
-fn a_charge_that_does_not_fit_takes_nothing_and_is_a_rejection() {
+fn a_charge_that_does_not_fit_is_rejected_and_not_made() {
     let (seen, _) = Seen::new();
     let (layer, _clock) = timed(by_user, Quota::per_hour(100));
     let layer = layer
@@ -117,7 +117,7 @@ fn a_charge_that_does_not_fit_takes_nothing_and_is_a_rejection() {
 }
 
 #[test]
-fn the_wait_of_a_rejected_charge_is_enough_once_the_request_is_refunded() {
+fn the_wait_of_a_rejected_charge_is_enough_after_a_refund() {
     let (layer, clock) = timed(by_user, Quota::per_minute(10));
     let waits = Arc::new(Mutex::new(Vec::new()));
     let seen = waits.clone();
@@ -132,7 +132,7 @@ fn the_wait_of_a_rejected_charge_is_enough_once_the_request_is_refunded() {
     let mut ask = || assert_ready_ok!(task::spawn(service.call(alice())).poll());
     ask();
     ask();
-    // 3 are left for 5.
+    // 3 remain of 5.
     let wait = waits.lock().unwrap()[1].unwrap().unwrap();
     assert_eq!(wait, 12 * SECOND);
     clock.advance(wait);
@@ -140,7 +140,7 @@ fn the_wait_of_a_rejected_charge_is_enough_once_the_request_is_refunded() {
     assert_eq!(waits.lock().unwrap()[2], None);
 }
 
-/// Else a handler could refund what other requests of the key were charged.
+/// Otherwise a handler could refund the charges of other requests of the key.
 #[test]
 fn a_refund_is_at_most_what_the_request_was_charged() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(10));
@@ -203,7 +203,7 @@ fn a_response_that_does_not_count_refunds_what_its_handler_charged() {
 }
 
 #[tokio::test]
-async fn a_store_that_answers_later_is_awaited_by_the_handler() {
+async fn a_handler_awaits_a_store_that_replies_later() {
     let (layer, clock) = timed(by_user, Quota::per_hour(10));
     let later = LaterStore::new(&clock);
     later.answer(4);
@@ -225,9 +225,9 @@ async fn a_store_that_answers_later_is_awaited_by_the_handler() {
     assert_eq!(left(&layer.limiter()), [6]);
 }
 
-/// A refund that is on its way is given back once.
+/// A pending refund is refunded once.
 #[test]
-fn two_refunds_at_the_same_time_give_back_the_charge_once() {
+fn two_concurrent_refunds_refund_the_charge_once() {
     let (layer, clock) = timed(by_user, Quota::per_hour(10));
     let later = LaterStore::new(&clock);
     later.answer(1);
@@ -251,9 +251,9 @@ fn two_refunds_at_the_same_time_give_back_the_charge_once() {
     assert_eq!(left(&other), [5]);
 }
 
-/// axum extracts a clone, and the layer knows what was done with it.
+/// axum extracts a clone, which shares its changes with the layer.
 #[tokio::test]
-async fn an_extracted_status_is_that_of_the_response() {
+async fn an_extracted_status_is_shared_with_the_response() {
     use axum::{Router, body::Body, routing::get};
     use tower::ServiceExt;
 

@@ -1,4 +1,4 @@
-//! What the tests share: requests, services, stores and observers.
+//! Shared test helpers: requests, services, stores and observers.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -31,7 +31,7 @@ use tower_admission::{
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const NANO: Duration = Duration::from_nanos(1);
 
-/// How long a test waits for something that has to happen.
+/// The maximum wait of a test for an expected event.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 // Requests
@@ -79,7 +79,7 @@ pub(crate) fn user(name: &str) -> Request<()> {
 
 pub(crate) type Ok200 = Response<Full<Bytes>>;
 
-/// A service that answers with what `answer` makes of the request.
+/// A service that answers each request with `answer`.
 pub(crate) fn answering<B, R>(
     answer: impl Fn(Request<R>) -> Response<B> + Clone,
 ) -> impl Service<Request<R>, Response = Response<B>, Error = Infallible, Future: Send> + Clone
@@ -89,7 +89,7 @@ where
     tower::service_fn(move |request| ready(Ok(answer(request))))
 }
 
-/// A service that answers `200 OK` with a body, and counts.
+/// A service that answers `200 OK` with a body, and counts its calls.
 #[derive(Clone, Default)]
 pub(crate) struct Counting(Arc<AtomicUsize>);
 
@@ -114,7 +114,7 @@ impl<R> Service<Request<R>> for Counting {
     }
 }
 
-/// A service that panics when a clone is called that was not made ready, as tower allows it to.
+/// A service that panics if a clone is called that was not made ready. tower permits this.
 #[derive(Default)]
 pub(crate) struct Readied(bool);
 
@@ -170,7 +170,7 @@ where
 
 pub(crate) type BoxedBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A response of one type, whichever layer it is from.
+/// A response of one type for all layers.
 pub(crate) fn boxed<B>(response: Response<B>) -> Response<BoxedBody>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
@@ -197,7 +197,7 @@ pub(crate) fn retry_after<B>(response: &Response<B>) -> Option<u64> {
 
 pub(crate) type Streamed = StreamBody<UnboundedReceiverStream<Result<Frame<Bytes>, BoxError>>>;
 
-/// The other end of a streamed body. Dropping it ends the body.
+/// The sending side of a streamed body. Dropping it ends the body.
 pub(crate) struct Frames(mpsc::UnboundedSender<Result<Frame<Bytes>, BoxError>>);
 
 impl Frames {
@@ -211,7 +211,7 @@ impl Frames {
             .unwrap();
     }
 
-    /// Whether the body is gone.
+    /// Whether the body was dropped.
     pub(crate) fn is_dropped(&self) -> bool {
         self.0.is_closed()
     }
@@ -227,7 +227,7 @@ pub(crate) fn streamed() -> (Frames, Streamed) {
     (Frames(sender), body)
 }
 
-/// A service that answers with these bodies, one after the other.
+/// A service that answers with these bodies, one after another.
 pub(crate) fn bodies<B: Send + 'static>(
     bodies: impl IntoIterator<Item = B>,
 ) -> impl Service<Request<()>, Response = Response<B>, Error = Infallible, Future: Send> + Clone {
@@ -240,7 +240,7 @@ pub(crate) fn bodies<B: Send + 'static>(
 
 // Rates
 
-/// A layer on a clock that the test holds.
+/// A layer with a test clock.
 pub(crate) fn timed<K: KeyExtractor>(
     key: K,
     policy: impl Into<Policy>,
@@ -254,7 +254,7 @@ pub(crate) fn store(clock: &TestClock) -> MemoryStore {
     MemoryStore::new().clock(clock.clone())
 }
 
-/// A store that answers when it is told to, as one on another machine would.
+/// A store that replies when the test lets it, like a remote store.
 #[derive(Clone)]
 pub(crate) struct LaterStore {
     inner: MemoryStore,
@@ -315,14 +315,14 @@ impl RateBuckets for LaterBuckets {
 
 // Observers
 
-/// Writes down what it sees.
+/// Records what it observes.
 #[derive(Clone)]
 pub(crate) struct Seen {
     events: Arc<Mutex<Vec<String>>>,
     released: mpsc::UnboundedSender<()>,
 }
 
-/// Tells when a permit came back.
+/// Reports when a permit is released.
 pub(crate) struct Released(mpsc::UnboundedReceiver<()>);
 
 impl Released {
@@ -342,7 +342,7 @@ impl Seen {
         (seen, Released(receiver))
     }
 
-    /// What was seen since the last time.
+    /// The records since the last call.
     pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.events.lock().unwrap())
     }
@@ -377,7 +377,7 @@ impl Observer for Seen {
     }
 }
 
-/// A store that cannot be reached.
+/// A store that is unavailable.
 #[derive(Clone)]
 pub(crate) struct Away(pub(crate) FailureMode);
 
@@ -432,7 +432,7 @@ impl LeaseSlots for Away {
     }
 }
 
-/// Bounds how long a test that fails hangs, whatever tokio's clock does.
+/// Bounds how long a failing test hangs, independent of tokio's clock.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     let (tell, late) = oneshot::channel();
     std::thread::spawn(move || {

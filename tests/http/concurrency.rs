@@ -1,4 +1,4 @@
-//! The concurrency limit as a service: when it asks whom, and whose limit it is.
+//! The concurrency limit as a service: when it calls the inner service, and who shares a limit.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -14,7 +14,7 @@ type Req = Request<()>;
 type Res = Response<Full<Bytes>>;
 
 #[tokio::test]
-async fn a_refused_request_never_reaches_the_inner_service() {
+async fn a_rejected_request_never_reaches_the_inner_service() {
     let layer = ConcurrencyLimitLayer::new(1);
     let (mut service, mut inner) = mock::spawn_layer::<Req, Res, _>(layer.clone());
     assert_ready_ok!(service.poll_ready());
@@ -36,7 +36,7 @@ async fn a_refused_request_never_reaches_the_inner_service() {
 }
 
 #[tokio::test]
-async fn poll_ready_asks_the_inner_service_and_takes_nothing() {
+async fn poll_ready_polls_the_inner_service_and_takes_no_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let (mut service, mut inner) = mock::spawn_layer::<Req, Res, _>(layer.clone());
     inner.allow(0);
@@ -56,7 +56,7 @@ async fn poll_ready_asks_the_inner_service_and_takes_nothing() {
 }
 
 #[tokio::test]
-async fn many_ready_and_idle_services_hold_nothing() {
+async fn idle_services_that_are_ready_hold_no_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let service = layer.layer(Counting::default());
     let mut idle = vec![service; 100];
@@ -72,7 +72,7 @@ fn noop() -> std::task::Context<'static> {
 }
 
 #[tokio::test]
-async fn errors_are_the_inner_services_and_release() {
+async fn an_error_of_the_inner_service_releases_the_permit() {
     #[derive(Debug, PartialEq)]
     struct Broken;
     let layer = ConcurrencyLimitLayer::new(1);
@@ -95,7 +95,7 @@ async fn the_service_that_was_made_ready_is_the_one_called() {
 }
 
 #[tokio::test]
-async fn requests_in_line_keep_the_service_that_was_made_ready_for_them() {
+async fn a_queued_request_keeps_its_ready_service() {
     let layer = ConcurrencyLimitLayer::new(1).wait(2, crate::common::PATIENCE);
     let mut service = layer.layer(Readied::default());
     let held = layer.limiter().try_acquire().unwrap();
@@ -112,8 +112,8 @@ async fn requests_in_line_keep_the_service_that_was_made_ready_for_them() {
 }
 
 #[tokio::test]
-async fn over_towers_own_limit_nothing_is_called_unready() {
-    // tower's panics when a clone is called that holds no permit of its own.
+async fn towers_own_limit_inside_is_never_called_unready() {
+    // tower's service panics when a clone without its own permit is called.
     let layer = ConcurrencyLimitLayer::new(1).wait(4, crate::common::PATIENCE);
     let theirs = tower::limit::ConcurrencyLimitLayer::new(3);
     let mut service = layer.layer(theirs.layer(Counting::default()));
@@ -147,7 +147,7 @@ async fn a_layer_applied_many_times_is_one_limit() {
 }
 
 #[tokio::test]
-async fn settings_made_on_a_clone_do_not_part_the_limit() {
+async fn a_setting_on_a_clone_keeps_the_shared_limit() {
     let one = ConcurrencyLimitLayer::new(1).name("one");
     let two = one.clone().name("two").retry_after(None);
     let _held = one.limiter().try_acquire().unwrap();
@@ -185,7 +185,7 @@ async fn a_limit_of_zero_is_off_and_counts() {
 }
 
 #[tokio::test]
-async fn deny_all_denies_until_a_limit_is_set() {
+async fn deny_all_rejects_until_a_limit_is_set() {
     let layer = ConcurrencyLimitLayer::deny_all();
     let service = layer.layer(Counting::default());
     assert_eq!(status(&service, request()).await, 503);
@@ -195,7 +195,7 @@ async fn deny_all_denies_until_a_limit_is_set() {
 }
 
 #[tokio::test]
-async fn a_lowered_limit_retires_permits_as_they_come_back() {
+async fn a_lowered_limit_retires_released_permits() {
     let layer = ConcurrencyLimitLayer::new(3);
     let service = layer.layer(Counting::default());
     let mut held = Vec::new();
@@ -236,7 +236,7 @@ async fn a_limit_can_be_raised_and_turned_off_and_on() {
 }
 
 #[tokio::test]
-async fn what_is_skipped_is_not_counted_and_never_refused() {
+async fn a_skipped_request_is_not_counted_and_never_rejected() {
     let layer = ConcurrencyLimitLayer::new(1).skip(|head| head.uri.path() == "/health");
     let service = layer.layer(Counting::default());
     let health = || Request::get("/health").body(()).unwrap();
@@ -248,7 +248,7 @@ async fn what_is_skipped_is_not_counted_and_never_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_at_once_are_never_more_than_the_limit() {
+async fn concurrent_requests_never_exceed_the_limit() {
     let layer = ConcurrencyLimitLayer::new(4);
     let limiter = layer.limiter();
     let service = layer.layer(answering(move |_: Req| {
@@ -288,9 +288,9 @@ fn a_limiter_taken_from_a_layer_shares_its_count() {
     assert_eq!(limiter.in_flight(), 0);
 }
 
-/// The place that a rejected call had taken in a buffer is free for the next one.
+/// The buffer slot of a rejected call is free for the next one.
 #[tokio::test]
-async fn a_rejected_call_drops_the_service_that_it_made_ready() {
+async fn a_rejected_call_drops_its_ready_service() {
     let layer = ConcurrencyLimitLayer::deny_all();
     let mut kept = layer.layer(tower::buffer::Buffer::new(Counting::default(), 1));
     assert!(kept.ready().await.is_ok());

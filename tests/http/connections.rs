@@ -47,7 +47,7 @@ async fn connect(address: SocketAddr, request: &[u8]) -> TcpStream {
     stream
 }
 
-/// All that is read until the connection ends, however it does.
+/// Everything that is read until the connection ends, for any reason.
 async fn rest(stream: &mut TcpStream) -> String {
     let mut read = Vec::new();
     let _ = soon(stream.read_to_end(&mut read)).await;
@@ -63,7 +63,7 @@ async fn until_in_flight(limiter: &ConcurrencyLimiter, expected: usize) {
     .await;
 }
 
-/// A handler that tells when it has begun, and never ends.
+/// A handler that reports its start and never ends.
 fn hanging() -> (mpsc::UnboundedReceiver<()>, axum::routing::MethodRouter) {
     let (entered, handling) = mpsc::unbounded_channel();
     let handler = move || {
@@ -103,7 +103,7 @@ async fn a_client_that_never_reads_frees_its_permit() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_served_to_the_end() {
+async fn a_slow_reader_gets_the_whole_response() {
     const LENGTH: usize = 4 << 20;
     let address = start(Router::new().route("/", route(|| async { vec![b'x'; LENGTH] }))).await;
     let mut client = connect(address, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
@@ -146,7 +146,7 @@ async fn a_rejected_upload_sees_its_answer() {
 }
 
 #[tokio::test]
-async fn a_rejected_upload_is_not_read_for_ever() {
+async fn a_rejected_upload_is_read_within_bounds() {
     let app = Router::new().route("/", post(|| async { "no" }));
     let address = start(app).await;
     let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {LARGE}\r\n\r\n");
@@ -176,7 +176,7 @@ async fn a_rejected_upload_is_not_read_for_ever() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_client_that_is_gone_behind_an_unread_byte_frees_its_permit() {
+async fn a_client_that_disconnects_with_an_unread_byte_frees_its_permit() {
     let (mut entered, hang) = hanging();
     let layer = ConcurrencyLimitLayer::new(1);
     let limiter = layer.limiter();
@@ -199,9 +199,9 @@ async fn a_client_that_is_gone_behind_an_unread_byte_frees_its_permit() {
     }
 }
 
-/// Its last messages are read, although its half of the connection is closed already.
+/// The last messages of the client are read, although it has closed its half of the connection.
 #[tokio::test]
-async fn a_connection_whose_client_is_gone_fails_each_flush() {
+async fn a_connection_without_a_client_fails_each_flush() {
     let (listener, address) = listen().await;
     let mut listener = GuardedListener::new(listener);
     let client = TcpStream::connect(address).await.unwrap();
@@ -377,7 +377,7 @@ async fn a_shutdown_waits_for_what_is_in_progress() {
 
 /// The address of the client is there for limits by address.
 #[tokio::test]
-async fn a_request_has_the_address_of_its_client() {
+async fn a_request_has_its_client_address() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1));
     let limiter = layer.limiter();
     let app = Router::new().route("/", route(|| async {})).layer(layer);

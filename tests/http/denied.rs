@@ -1,4 +1,4 @@
-//! What a client reads that is denied access: 403 in every layer, and no time to come back.
+//! Answers to denied clients: 403 in every layer, without `Retry-After`.
 
 use std::future::Future;
 use std::pin::pin;

@@ -47,7 +47,7 @@ async fn a_rejection_waits_for_the_end_of_the_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejection_waits_no_longer_than_its_time() {
+async fn a_rejection_waits_at_most_the_maximum_time() {
     let service = layer().layer(Counting::default());
     let (_frames, request) = upload();
     let mut call = task::spawn(service.oneshot(request));
@@ -60,7 +60,7 @@ async fn a_rejection_waits_no_longer_than_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejection_reads_no_more_than_its_bytes() {
+async fn a_rejection_reads_at_most_the_maximum_bytes() {
     let service = layer().layer(Counting::default());
     let (frames, request) = upload();
     let mut call = task::spawn(service.oneshot(request));
@@ -93,7 +93,7 @@ async fn a_body_that_is_always_ready_lets_other_tasks_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejection_is_sent_at_once_where_reading_helps_nothing() {
+async fn a_rejection_is_sent_at_once_where_reading_cannot_help() {
     let at_once = |request: Request<Full<Bytes>>| {
         let mut call = task::spawn(layer().layer(Counting::default()).oneshot(request));
         assert_ready_ok!(call.poll()).status().as_u16()
@@ -120,7 +120,7 @@ async fn a_body_that_fails_ends_the_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_so_many_bodies_are_read_at_a_time() {
+async fn the_number_of_bodies_read_at_a_time_is_bounded() {
     let service = layer().layer(Counting::default());
     let mut calls: Vec<_> = (0..DrainRejectedLayer::<()>::MAX_DRAINING)
         .map(|_| {
@@ -141,7 +141,7 @@ async fn only_so_many_bodies_are_read_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_admitted_request_is_not_read() {
+async fn the_body_of_an_admitted_request_is_not_read() {
     let layer = ConcurrencyLimitLayer::new(1).drain_rejected(LIMIT, SECOND);
     let (frames, request) = upload();
     let response = layer.layer(Counting::default()).oneshot(request).await;
@@ -151,7 +151,7 @@ async fn an_admitted_request_is_not_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejected_body_holds_no_permit_and_no_quota_and_observers_know() {
+async fn a_body_that_is_read_holds_no_permit_and_no_quota() {
     let (seen, _released) = Seen::new();
     let concurrency = ConcurrencyLimitLayer::new(1).observe(seen.clone());
     let limiter = concurrency.limiter();

@@ -1,4 +1,4 @@
-//! Limits that are enforced for a part of the keys.
+//! Limits that are enforced for a percentage of the keys.
 
 use http::Request;
 use tower::Layer;
@@ -11,7 +11,7 @@ use crate::common::{
 };
 
 #[tokio::test]
-async fn a_part_of_the_keys_is_rejected_and_always_the_same() {
+async fn a_percentage_enforces_the_same_keys_every_time() {
     let (seen, _) = Seen::new();
     let (layer, _clock) = timed(by_user, Quota::per_hour(1));
     let service = layer
@@ -58,9 +58,9 @@ async fn zero_percent_is_a_dry_run_and_a_hundred_is_the_default() {
     }
 }
 
-/// The address rejects, so it decides: not the token, which a client can make up.
+/// The rejecting address decides, and not the token, which a client can make up.
 #[tokio::test]
-async fn the_key_that_rejects_decides() {
+async fn the_key_whose_limit_rejects_decides_about_enforcement() {
     let (layer, _clock) = timed(BearerToken, Policy::new("token", Quota::per_hour(100)));
     let service = layer
         .and_by(ClientIp::peer(), Policy::new("ip", Quota::deny_all()))
@@ -84,7 +84,7 @@ async fn the_key_that_rejects_decides() {
     assert_eq!(fates, [200, 403]);
 }
 
-/// A token that is not enforced, and that is used up, hides no limit of the address.
+/// A used-up token whose limit is not enforced does not hide the limit of the address.
 #[tokio::test]
 async fn one_enforced_key_of_several_that_reject_is_enough() {
     let (layer, _clock) = timed(BearerToken, Policy::new("token", Quota::per_hour(1)));
@@ -111,7 +111,7 @@ async fn one_enforced_key_of_several_that_reject_is_enough() {
 }
 
 #[tokio::test]
-async fn requests_that_share_a_key_take_turns() {
+async fn requests_with_a_shared_key_are_enforced_in_rotation() {
     let layer = RateLimitLayer::by(Shared, Quota::deny_all()).enforce(25);
     let service = layer.layer(Counting::default());
     let mut statuses = Vec::new();
@@ -122,7 +122,7 @@ async fn requests_that_share_a_key_take_turns() {
 }
 
 #[tokio::test]
-async fn the_guard_is_enforced_for_the_same_part_of_the_addresses() {
+async fn the_guard_is_enforced_by_the_same_percentage() {
     let unauthorized = answering(|_: Request<()>| {
         let mut response = ok();
         *response.status_mut() = http::StatusCode::UNAUTHORIZED;
@@ -150,12 +150,12 @@ async fn the_guard_is_enforced_for_the_same_part_of_the_addresses() {
 
 #[test]
 #[should_panic(expected = "cannot enforce 101 percent of the rejections")]
-fn more_than_all_rejections_cannot_be_enforced() {
+fn a_percentage_above_100_panics() {
     let _ = RateLimitLayer::by(Shared, Quota::off()).enforce(101);
 }
 
 #[tokio::test]
-async fn capacity_is_enforced_for_a_part_of_the_requests_in_turn() {
+async fn capacity_is_enforced_in_rotation() {
     let (seen, _) = Seen::new();
     let layer = ConcurrencyLimitLayer::new(1)
         .enforce(25)
@@ -213,7 +213,7 @@ async fn a_dry_run_of_concurrency_admits_everything_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waited_in_vain_is_enforced_in_turn() {
+async fn a_request_that_waited_in_vain_is_enforced_in_rotation() {
     let layer = ConcurrencyLimitLayer::new(1)
         .wait(8, std::time::Duration::from_secs(1))
         .enforce(50);

@@ -1,4 +1,4 @@
-//! What a refused client reads, in gRPC.
+//! Answers to rejected clients over gRPC.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn grpc(content_type: &str) -> Request<()> {
         .unwrap()
 }
 
-/// Reads a refusal as a gRPC client does.
+/// Reads a rejection as a gRPC client does.
 fn status_of<B: Body>(refused: &Response<B>) -> Status {
     assert_eq!(refused.status(), 200);
     assert_eq!(header(refused, "content-type"), Some("application/grpc"));
@@ -29,7 +29,7 @@ fn status_of<B: Body>(refused: &Response<B>) -> Status {
 }
 
 #[tokio::test]
-async fn a_rate_is_resource_exhausted_and_says_when_to_retry() {
+async fn a_rate_limit_is_resource_exhausted_with_retry_info() {
     let (layer, clock) = timed(by_user, Quota::per_second(2).burst(1));
     let service = layer.layer(Counting::default());
     assert_eq!(send(&service, grpc("application/grpc")).await.status(), 200);
@@ -56,7 +56,7 @@ async fn a_rate_is_resource_exhausted_and_says_when_to_retry() {
 }
 
 #[tokio::test]
-async fn the_details_are_a_status_of_google_rpc() {
+async fn the_details_are_a_google_rpc_status() {
     use prost::Message;
     let (layer, _clock) = timed(by_user, Quota::per_hour(1));
     let service = layer.layer(Counting::default());
@@ -75,7 +75,7 @@ async fn the_details_are_a_status_of_google_rpc() {
 }
 
 #[tokio::test]
-async fn capacity_is_unavailable() {
+async fn a_service_at_capacity_is_unavailable() {
     let layer = ConcurrencyLimitLayer::deny_all().name("AI Bridge");
     let refused = send(&layer.layer(Counting::default()), grpc("application/grpc")).await;
     let status = status_of(&refused);
@@ -90,7 +90,7 @@ async fn capacity_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_keys_own_concurrency_is_resource_exhausted() {
+async fn a_key_at_its_concurrency_limit_is_resource_exhausted() {
     let layer = ConcurrencyLimitLayer::new(5).per_key(by_user, 1);
     let service = layer.layer(Counting::default());
     let _held = send(&service, grpc("application/grpc")).await;
@@ -99,7 +99,7 @@ async fn a_keys_own_concurrency_is_resource_exhausted() {
 }
 
 #[tokio::test]
-async fn without_advice_there_is_none() {
+async fn an_unknown_wait_sends_no_retry_info() {
     let layer = ConcurrencyLimitLayer::deny_all().retry_after(None);
     let refused = send(&layer.layer(Counting::default()), grpc("application/grpc")).await;
     assert!(status_of(&refused).get_details_retry_info().is_none());
@@ -108,7 +108,7 @@ async fn without_advice_there_is_none() {
 }
 
 #[tokio::test]
-async fn what_never_fits_is_not_to_be_retried() {
+async fn a_request_that_never_fits_forbids_a_retry() {
     let layer = RateLimitLayer::by(by_user, Quota::per_hour(2)).cost(|_| 3);
     let refused = send(&layer.layer(Counting::default()), grpc("application/grpc")).await;
     assert_eq!(status_of(&refused).code(), Code::ResourceExhausted);
@@ -116,7 +116,7 @@ async fn what_never_fits_is_not_to_be_retried() {
 }
 
 #[tokio::test]
-async fn advice_beyond_an_int32_is_clamped() {
+async fn a_pushback_above_int32_is_clamped() {
     let layer = ConcurrencyLimitLayer::deny_all().retry_after(Some(Duration::MAX));
     let refused = send(&layer.layer(Counting::default()), grpc("application/grpc")).await;
     assert_eq!(status_of(&refused).code(), Code::Unavailable);
@@ -142,7 +142,7 @@ async fn the_message_is_percent_encoded() {
 }
 
 #[tokio::test]
-async fn what_is_not_grpc_is_answered_in_http() {
+async fn a_request_that_is_not_grpc_is_answered_in_http() {
     let service = ConcurrencyLimitLayer::deny_all().layer(Counting::default());
     for content_type in [
         "application/grpc+proto",
@@ -165,7 +165,7 @@ async fn what_is_not_grpc_is_answered_in_http() {
 }
 
 #[tokio::test]
-async fn codes_are_configurable() {
+async fn grpc_codes_are_configurable() {
     let codes = Grpc::default()
         .caller_code(Code::Unavailable as u8)
         .capacity_code(Code::ResourceExhausted as u8);

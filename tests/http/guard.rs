@@ -1,4 +1,4 @@
-//! The guard against credentials that are made up.
+//! The guard against guessed credentials.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ fn accepting_good(
 }
 
 #[tokio::test]
-async fn made_up_tokens_use_up_what_their_address_has() {
+async fn made_up_tokens_use_up_the_quota_of_their_address() {
     for code in [401, 403] {
         let layer =
             RateLimitByTokenLayer::new(Quota::per_hour(1000)).guard_by_ip(Quota::per_hour(5));
@@ -61,7 +61,7 @@ async fn made_up_tokens_use_up_what_their_address_has() {
 }
 
 #[tokio::test]
-async fn the_token_of_a_refused_address_is_not_looked_at() {
+async fn the_token_of_a_rejected_address_is_not_read() {
     let extractions = Arc::new(AtomicUsize::new(0));
     let counted = {
         let extractions = extractions.clone();
@@ -108,7 +108,7 @@ fn with(header: Option<(&str, &[u8])>) -> Request<()> {
     request.body(()).unwrap()
 }
 
-/// A page that asks for a login answers 401 to each of its first requests.
+/// A page that requires a login answers 401 to each first request.
 #[tokio::test]
 async fn a_request_without_a_credential_is_neither_charged_nor_rejected() {
     let layer = RateLimitByTokenLayer::new(Quota::off()).guard_by_ip(Quota::per_hour(1));
@@ -187,7 +187,7 @@ async fn the_api_key_headers_of_every_key_are_credentials() {
 }
 
 #[tokio::test]
-async fn accepted_requests_and_other_answers_cost_nothing() {
+async fn accepted_requests_and_other_answers_are_not_charged() {
     for code in [200, 204, 302, 400, 404, 407, 429, 500, 503] {
         let layer = RateLimitByTokenLayer::new(Quota::off()).guard_by_ip(Quota::per_hour(1));
         let service = layer.layer(answering(accepting_good(code)));
@@ -199,7 +199,7 @@ async fn accepted_requests_and_other_answers_cost_nothing() {
 }
 
 #[tokio::test]
-async fn refusals_by_the_rate_limit_itself_cost_the_address_nothing() {
+async fn rejections_by_the_rate_limit_are_not_charged_to_the_address() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1)).guard_by_ip(Quota::per_hour(1));
     let service = layer.layer(answering(accepting_good(401)));
     assert_eq!(status(&service, from("192.0.2.1", "good")).await, 200);
@@ -210,7 +210,7 @@ async fn refusals_by_the_rate_limit_itself_cost_the_address_nothing() {
 }
 
 #[tokio::test]
-async fn the_answer_is_abnormal_usage_and_tells_no_numbers() {
+async fn the_answer_is_abnormal_usage_without_numbers() {
     let (seen, _) = Seen::new();
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(100))
         .guard_by_ip(Quota::per_hour(1))
@@ -245,7 +245,7 @@ async fn an_address_regains_its_quota() {
 }
 
 #[tokio::test]
-async fn behind_a_proxy_it_is_the_client_that_is_charged() {
+async fn behind_a_proxy_the_guard_charges_the_client() {
     let client = ClientIp::forwarded_by(["10.0.0.0/8".parse().unwrap()]);
     let layer =
         RateLimitByTokenLayer::new(Quota::per_hour(100)).guard_by(client, Quota::per_hour(1));
@@ -263,7 +263,7 @@ async fn behind_a_proxy_it_is_the_client_that_is_charged() {
 }
 
 #[tokio::test]
-async fn a_guard_of_zero_is_off_and_deny_all_denies() {
+async fn a_guard_of_zero_is_off_and_deny_all_rejects() {
     let off = RateLimitByTokenLayer::new(Quota::per_hour(100)).guard_by_ip(Quota::per_hour(0));
     let service = off.layer(answering(accepting_good(401)));
     for _ in 0..50 {
@@ -279,7 +279,7 @@ async fn a_guard_of_zero_is_off_and_deny_all_denies() {
 }
 
 #[tokio::test]
-async fn a_dry_run_guards_nothing_and_tells_observers() {
+async fn a_dry_run_of_a_guard_only_informs_observers() {
     let (seen, _) = Seen::new();
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(100))
         .guard_by_ip(Quota::per_hour(1))
@@ -296,7 +296,7 @@ async fn a_dry_run_guards_nothing_and_tells_observers() {
 }
 
 #[tokio::test]
-async fn a_store_that_answers_later_is_guarded_as_well() {
+async fn a_guard_works_with_a_store_that_replies_later() {
     let (layer, clock) = timed(ByToken::default(), Quota::per_hour(100));
     let later = LaterStore::new(&clock);
     let layer = layer.store(later.clone()).guard_by_ip(Quota::per_hour(1));
@@ -308,13 +308,13 @@ async fn a_store_that_answers_later_is_guarded_as_well() {
 }
 
 #[tokio::test]
-async fn a_table_full_of_denied_addresses_does_not_end_the_guard() {
+async fn a_table_full_of_denied_addresses_keeps_the_guard_working() {
     let (layer, clock) = timed(ByToken::default(), Quota::per_hour(10_000));
     let store = store(&clock).max_keys(1);
     let layer = layer.guard_in(&store, ClientIp::peer(), Quota::per_hour(2));
     let service = layer.layer(answering(accepting_good(401)));
     while status(&service, from("192.0.2.1", "bad")).await == 401 {}
-    // There is no room for this one; those like it share a bucket, which has to run dry too.
+    // There is no room for this address; it shares an overflow bucket, which must be used up first.
     let mut answers = Vec::new();
     for _ in 0..10 {
         answers.push(status(&service, from("192.0.2.2", "bad")).await);
@@ -322,9 +322,9 @@ async fn a_table_full_of_denied_addresses_does_not_end_the_guard() {
     assert_eq!(answers.last(), Some(&429), "{answers:?}");
 }
 
-/// Hanging up before the answer was a way to guess on without being counted.
+/// A client that disconnects before the answer could otherwise guess on without being counted.
 #[tokio::test]
-async fn a_client_that_hangs_up_is_charged() {
+async fn a_client_that_disconnects_is_charged() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1000)).guard_by_ip(Quota::per_hour(2));
     let never = tower::service_fn(|_: Request<()>| async {
         std::future::pending::<Result<Response<http_body_util::Full<bytes::Bytes>>, Infallible>>()
@@ -341,9 +341,9 @@ async fn a_client_that_hangs_up_is_charged() {
     assert_eq!(status(&answers, from("192.0.2.2", "good")).await, 200);
 }
 
-/// An inner service that fails says nothing about credentials.
+/// A failing inner service does not show that the credentials are wrong.
 #[tokio::test]
-async fn an_error_of_the_inner_service_costs_nothing() {
+async fn an_error_of_the_inner_service_is_not_charged() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1000)).guard_by_ip(Quota::per_hour(2));
     let failing = layer.layer(tower::service_fn(|_: Request<()>| async {
         Err::<Response<http_body_util::Full<bytes::Bytes>>, _>("broken")
@@ -356,9 +356,9 @@ async fn an_error_of_the_inner_service_costs_nothing() {
     assert_eq!(status(&answers, from("192.0.2.1", "good")).await, 200);
 }
 
-/// Where nobody has an address, one who guesses would lock out all.
+/// Without addresses, one client that guesses credentials would lock out all others.
 #[tokio::test]
-async fn a_panic_of_the_inner_service_costs_nothing() {
+async fn a_panic_of_the_inner_service_is_not_charged() {
     let panics = |poll: bool| {
         let layer = RateLimitByTokenLayer::new(Quota::per_second(1000));
         let layer = layer.guard_by_ip(Quota::per_hour(1));
@@ -379,7 +379,7 @@ async fn a_panic_of_the_inner_service_costs_nothing() {
 }
 
 #[tokio::test]
-async fn without_an_address_nobody_is_guarded() {
+async fn requests_without_an_address_are_not_guarded() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1000)).guard_by_ip(Quota::per_hour(2));
     let service = layer.layer(answering(accepting_good(401)));
     for n in 0..5 {

@@ -1,4 +1,4 @@
-//! What responses' headers say of limits, read back as a client would.
+//! Rate-limit fields of responses, parsed as a client would.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -55,7 +55,7 @@ fn item(name: &str, parameters: &[(&str, i64)]) -> (String, BTreeMap<String, i64
 }
 
 #[tokio::test]
-async fn a_sliding_window_is_told_as_what_it_admits() {
+async fn a_sliding_window_reports_count_and_burst() {
     let fraction = Quota::new(5, Duration::from_millis(1400)).sliding();
     let short = Quota::new(5, Duration::from_millis(900)).sliding();
     let policy = Policy::new("a", Quota::per_minute(60).burst(10).sliding())
@@ -79,7 +79,7 @@ async fn a_sliding_window_is_told_as_what_it_admits() {
 }
 
 #[tokio::test]
-async fn draft_says_every_quota() {
+async fn the_draft_fields_report_every_quota() {
     let policy =
         Policy::new("burst", Quota::per_second(10).burst(20)).and("daily", Quota::per_day(1000));
     let (layer, clock) = timed(by_user, policy);
@@ -109,7 +109,7 @@ async fn draft_says_every_quota() {
 }
 
 #[tokio::test]
-async fn names_with_quotes_and_backslashes_come_back_as_they_were() {
+async fn names_with_quotes_and_backslashes_read_back() {
     let names = [
         r#"a "quoted" one"#,
         r"back\slash",
@@ -137,7 +137,7 @@ async fn names_with_quotes_and_backslashes_come_back_as_they_were() {
 }
 
 #[tokio::test]
-async fn two_layers_on_one_route_add_to_each_others() {
+async fn two_layers_on_one_route_merge_their_fields() {
     let tokens = RateLimitByTokenLayer::new(Policy::new("tokens", Quota::per_hour(10)));
     let users = RateLimitLayer::by(by_user, Policy::new("users", Quota::per_hour(5)));
     let service = tokens.layer(users.layer(Counting::default()));
@@ -151,7 +151,7 @@ async fn two_layers_on_one_route_add_to_each_others() {
 }
 
 #[tokio::test]
-async fn a_handlers_own_fields_are_added_to() {
+async fn fields_of_a_handler_are_kept() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(5));
     let service = layer.layer(answering(|_| {
         let mut response = ok();
@@ -164,7 +164,7 @@ async fn a_handlers_own_fields_are_added_to() {
 }
 
 #[tokio::test]
-async fn every_status_of_the_inner_service_has_them() {
+async fn responses_of_every_status_have_the_fields() {
     for code in [200, 201, 204, 301, 304, 400, 401, 404, 418, 429, 500, 503] {
         for dialect in [RateLimitHeaders::Draft, RateLimitHeaders::Legacy] {
             let layer = RateLimitLayer::by(by_user, Quota::per_hour(9)).headers(dialect);
@@ -188,7 +188,7 @@ async fn every_status_of_the_inner_service_has_them() {
 }
 
 #[tokio::test]
-async fn legacy_says_the_tightest() {
+async fn the_legacy_fields_report_the_tightest_quota() {
     let policy = Policy::new("roomy", Quota::per_day(1000)).and("tight", Quota::per_minute(2));
     let (layer, _clock) = timed(by_user, policy);
     let service = layer
@@ -212,7 +212,7 @@ async fn legacy_says_the_tightest() {
 }
 
 #[tokio::test]
-async fn legacy_of_two_layers_is_the_tighter() {
+async fn the_legacy_fields_of_two_layers_report_the_tighter() {
     for (outer, inner) in [(10, 5), (5, 10)] {
         let layer = |count| {
             RateLimitLayer::by(by_user, Quota::per_hour(count)).headers(RateLimitHeaders::Legacy)
@@ -225,7 +225,7 @@ async fn legacy_of_two_layers_is_the_tighter() {
 }
 
 #[tokio::test]
-async fn off_says_nothing_but_retry_after() {
+async fn fields_that_are_off_leave_only_retry_after() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(1));
     let service = layer
         .headers(RateLimitHeaders::Off)
@@ -240,7 +240,7 @@ async fn off_says_nothing_but_retry_after() {
     assert_eq!(retry_after(&refused), Some(3600));
 }
 
-/// Every `t` of a refusal is at most its `Retry-After`.
+/// Every `t` of a rejection is at most its `Retry-After`.
 fn assert_consistent<B>(refused: &Response<B>) {
     let wait = i64::try_from(retry_after(refused).unwrap()).unwrap();
     for (name, parameters) in list(refused.headers(), "ratelimit") {
@@ -253,7 +253,7 @@ fn assert_consistent<B>(refused: &Response<B>) {
 }
 
 #[tokio::test]
-async fn no_t_of_a_refusal_is_above_retry_after() {
+async fn no_t_of_a_rejection_exceeds_retry_after() {
     let policy = Policy::new("s", Quota::per_second(3))
         .and("min", Quota::per_minute(7))
         .and("day", Quota::per_day(9));
@@ -278,7 +278,7 @@ async fn no_t_of_a_refusal_is_above_retry_after() {
 }
 
 #[tokio::test]
-async fn no_t_of_an_outer_layer_is_above_the_retry_after_of_an_inner_refusal() {
+async fn no_t_of_an_outer_layer_exceeds_an_inner_retry_after() {
     let daily = RateLimitLayer::by(by_user, Policy::new("daily", Quota::per_day(10)));
     let burst = RateLimitLayer::by(
         by_user,
@@ -297,7 +297,7 @@ async fn no_t_of_an_outer_layer_is_above_the_retry_after_of_an_inner_refusal() {
 }
 
 #[tokio::test]
-async fn windows_are_whole_seconds_and_below_one_there_is_none() {
+async fn windows_are_in_whole_seconds_or_omitted() {
     for (quota, q, w) in [
         (Quota::per_second(100).burst(10), 10, None),
         (Quota::per_second(10), 10, Some(1)),
@@ -318,7 +318,7 @@ async fn windows_are_whole_seconds_and_below_one_there_is_none() {
 }
 
 #[tokio::test]
-async fn refusals_must_not_be_stored() {
+async fn rejections_must_not_be_stored() {
     let rate = RateLimitLayer::by(by_user, Quota::deny_all()).layer(Counting::default());
     let full = ConcurrencyLimitLayer::deny_all().layer(Counting::default());
     for refused in [
@@ -330,7 +330,7 @@ async fn refusals_must_not_be_stored() {
 }
 
 #[tokio::test]
-async fn capacity_advises_what_is_configured() {
+async fn a_rejection_at_capacity_has_the_configured_wait() {
     for (wait, told) in [
         (Some(Duration::ZERO), None),
         (Some(Duration::from_millis(1)), Some(1)),
@@ -345,7 +345,7 @@ async fn capacity_advises_what_is_configured() {
 }
 
 #[tokio::test]
-async fn a_wait_in_milliseconds_is_there_only_if_it_is_asked_for() {
+async fn retry_after_ms_is_sent_only_if_configured() {
     let (layer, clock) = timed(by_user, Quota::per_second(2).burst(1));
     let without = layer.clone().layer(Counting::default());
     let with = layer.retry_after_ms(true).layer(Counting::default());
@@ -374,7 +374,7 @@ async fn a_wait_in_milliseconds_is_there_only_if_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_wait_in_milliseconds_never_contradicts_a_responder() {
+async fn retry_after_ms_never_contradicts_a_responder() {
     let layer = ConcurrencyLimitLayer::deny_all()
         .retry_after_ms(true)
         .respond(|_: &Rejection, _: RequestHead<'_>| {
@@ -390,7 +390,7 @@ async fn a_wait_in_milliseconds_never_contradicts_a_responder() {
 }
 
 #[tokio::test]
-async fn clients_rejected_at_capacity_come_back_apart_from_each_other() {
+async fn jitter_spreads_the_retries_of_rejected_clients() {
     let wait = Duration::from_secs(2);
     let layer = ConcurrencyLimitLayer::deny_all()
         .retry_after(Some(wait))
@@ -404,10 +404,10 @@ async fn clients_rejected_at_capacity_come_back_apart_from_each_other() {
         waits.insert(wait);
     }
     assert!(waits.len() > 1, "{waits:?}");
-    // No wait is configured, so there is none to spread.
+    // Without a configured wait there is nothing to spread.
     let service = layer.retry_after(None).layer(Counting::default());
     assert_eq!(retry_after(&send(&service, user("alice")).await), None);
-    // A key at its own limit has no crowd to come back with.
+    // A key at its own limit does not compete with other clients, so its wait has no jitter.
     let layer = ConcurrencyLimitLayer::new(9)
         .per_key(by_user, 1)
         .retry_after_jitter(100 * SECOND);

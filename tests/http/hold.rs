@@ -1,4 +1,4 @@
-//! How long a request counts: to the end of its body, and never longer.
+//! How long a request counts: until the end of its body, and no longer.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tower_admission::{ConcurrencyLimitLayer, ConcurrencyLimiter, HoldUntil, Perm
 
 use crate::common::{Frames, Seen, Streamed, answering, bodies, ok, request, send, streamed};
 
-/// A response whose body is under way.
+/// A response with a partly sent body.
 async fn streaming() -> (ConcurrencyLimiter, Frames, PermitBody<Streamed>, Seen) {
     let (seen, _) = Seen::new();
     let layer = ConcurrencyLimitLayer::new(1).observe(seen.clone());
@@ -31,7 +31,7 @@ fn assert_released_once(limiter: &ConcurrencyLimiter, seen: &Seen) {
 }
 
 #[tokio::test]
-async fn until_the_stream_ends() {
+async fn a_permit_is_held_until_the_stream_ends() {
     let (limiter, frames, mut body, seen) = streaming().await;
     for _ in 0..3 {
         frames.send("some");
@@ -47,7 +47,7 @@ async fn until_the_stream_ends() {
 }
 
 #[tokio::test]
-async fn until_the_body_fails() {
+async fn a_permit_is_held_until_the_body_fails() {
     let (limiter, frames, mut body, seen) = streaming().await;
     frames.fail();
     let error = body.frame().await.unwrap().unwrap_err();
@@ -58,7 +58,7 @@ async fn until_the_body_fails() {
 }
 
 #[tokio::test]
-async fn until_the_trailers() {
+async fn a_permit_is_held_until_the_trailers() {
     let (limiter, frames, mut body, seen) = streaming().await;
     frames.send("data");
     frames.trailers();
@@ -71,7 +71,7 @@ async fn until_the_trailers() {
 }
 
 #[tokio::test]
-async fn until_the_body_is_dropped_midway() {
+async fn a_permit_is_held_until_the_body_is_dropped_midway() {
     let (limiter, frames, mut body, seen) = streaming().await;
     frames.send("some");
     assert!(body.frame().await.unwrap().is_ok());
@@ -80,14 +80,14 @@ async fn until_the_body_is_dropped_midway() {
 }
 
 #[tokio::test]
-async fn until_a_body_that_was_never_read_is_dropped() {
+async fn a_permit_is_held_until_an_unread_body_is_dropped() {
     let (limiter, _frames, body, seen) = streaming().await;
     drop(body);
     assert_released_once(&limiter, &seen);
 }
 
 #[tokio::test]
-async fn until_the_last_byte_of_a_whole_body() {
+async fn a_permit_is_held_until_the_last_byte_of_a_whole_body() {
     let layer = ConcurrencyLimitLayer::new(1);
     let mut body = send(&layer.layer(answering(|_| ok())), request())
         .await
@@ -122,7 +122,7 @@ async fn a_response_without_a_body_releases_at_once() {
 }
 
 #[tokio::test]
-async fn an_answer_to_head_releases_at_once() {
+async fn an_answer_to_head_releases_the_permit_at_once() {
     let layer = ConcurrencyLimitLayer::new(1);
     let app = axum::Router::new()
         .route("/", axum::routing::get(|| async { "hello" }))
@@ -135,7 +135,7 @@ async fn an_answer_to_head_releases_at_once() {
 }
 
 #[tokio::test]
-async fn until_the_headers_if_that_is_asked_for() {
+async fn a_permit_can_be_held_until_the_headers() {
     let layer = ConcurrencyLimitLayer::new(1).hold_until(HoldUntil::Headers);
     let (_one, first) = streamed();
     let (_two, second) = streamed();
@@ -154,7 +154,7 @@ async fn until_the_headers_if_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_cancelled_request_releases() {
+async fn a_cancelled_request_releases_its_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let mut service = layer.layer(tower::service_fn(|_: Request<()>| {
         std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
@@ -172,7 +172,7 @@ async fn a_cancelled_request_releases() {
 }
 
 #[tokio::test]
-async fn a_response_that_nobody_takes_releases() {
+async fn a_dropped_response_releases_its_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let service = layer.layer(answering(|_| ok()));
     let response = send(&service, request()).await;
@@ -182,7 +182,7 @@ async fn a_response_that_nobody_takes_releases() {
 }
 
 #[tokio::test]
-async fn a_panic_in_call_releases() {
+async fn a_panic_in_call_releases_the_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let service = layer.layer(answering(|_| panic!("on purpose") as Response<Full<Bytes>>));
     for _ in 0..2 {
@@ -194,7 +194,7 @@ async fn a_panic_in_call_releases() {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_future_releases() {
+async fn a_panic_in_the_future_releases_the_permit() {
     async fn panics(_: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
         tokio::task::yield_now().await;
         panic!("on purpose")
@@ -245,7 +245,7 @@ impl Body for Three {
 }
 
 #[tokio::test]
-async fn the_body_forwards_everything() {
+async fn the_permit_body_forwards_everything() {
     let layer = ConcurrencyLimitLayer::new(1);
     let (left, trailers) = (3, true);
     let mut body = send(&layer.layer(bodies([Three { left, trailers }])), request())
@@ -275,7 +275,7 @@ async fn the_body_forwards_everything() {
 }
 
 #[tokio::test]
-async fn the_rate_limits_body_forwards_everything() {
+async fn the_body_of_a_rate_limit_forwards_everything() {
     let layer = tower_admission::RateLimitByTokenLayer::new(tower_admission::Quota::per_hour(1));
     let (left, trailers) = (1, true);
     let service = layer.layer(bodies([Three { left, trailers }]));
@@ -288,7 +288,7 @@ async fn the_rate_limits_body_forwards_everything() {
 }
 
 #[tokio::test]
-async fn a_refusals_body_has_a_known_length() {
+async fn the_body_of_a_rejection_has_a_known_length() {
     let layer = ConcurrencyLimitLayer::deny_all();
     let mut service = layer.layer(answering(|_| ok()));
     let mut refused = task::spawn(service.ready().await.unwrap().call(request()));

@@ -1,4 +1,4 @@
-//! Who a request is charged to.
+//! The keys that requests are charged to.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -45,7 +45,7 @@ fn ip(ip: &str) -> Option<Key> {
 }
 
 #[test]
-fn a_bearer_token_comes_first() {
+fn a_bearer_token_is_charged_first() {
     let by = ByToken::default;
     let both = [("authorization", "Bearer abc"), ("x-api-key", "k")];
     assert_eq!(key(by(), &both), token("abc"));
@@ -57,7 +57,7 @@ fn a_bearer_token_comes_first() {
 }
 
 #[test]
-fn then_an_api_key() {
+fn an_api_key_is_charged_without_a_bearer_token() {
     let by = ByToken::default;
     assert_eq!(key(by(), &[("x-api-key", "k")]), api_key("k"));
     assert_eq!(key(by(), &[("x-api-key", " k ")]), api_key("k"));
@@ -67,7 +67,7 @@ fn then_an_api_key() {
 }
 
 #[test]
-fn then_the_address() {
+fn the_address_is_charged_without_credentials() {
     assert_eq!(key(ByToken::default(), &[]), ip("192.0.2.1"));
     assert_eq!(key(BearerToken, &[]), None);
     assert_eq!(key(ApiKey::default(), &[]), None);
@@ -188,7 +188,7 @@ fn unusable_headers() -> Vec<Vec<&'static [u8]>> {
 }
 
 #[tokio::test]
-async fn made_up_api_keys_do_not_get_past_a_rate_limit() {
+async fn made_up_api_keys_do_not_evade_a_rate_limit() {
     for authorization in unusable_headers() {
         let layer =
             RateLimitByTokenLayer::new(Quota::per_minute(10)).guard_by_ip(Quota::per_minute(100));
@@ -203,7 +203,7 @@ async fn made_up_api_keys_do_not_get_past_a_rate_limit() {
 }
 
 #[tokio::test]
-async fn made_up_api_keys_do_not_get_past_a_concurrency_limit() {
+async fn made_up_api_keys_do_not_evade_a_concurrency_limit() {
     let (held, _waiting) = tokio::sync::watch::channel(());
     for authorization in unusable_headers() {
         let layer = ConcurrencyLimitLayer::new(0).per_key(ByToken::default(), 2);
@@ -236,7 +236,7 @@ fn equal_secrets_of_different_kinds_are_different_keys() {
 }
 
 #[test]
-fn extractors_are_closures_and_chains() {
+fn an_extractor_can_be_a_closure_or_a_chain() {
     let by_path = |head: RequestHead<'_>| {
         let path = head.uri.path().strip_prefix("/org/")?;
         Some(Key::id("org", path))
@@ -275,7 +275,7 @@ fn forwarding_headers_count_only_from_trusted_proxies() {
 }
 
 #[test]
-fn the_walk_is_from_the_right_past_trusted_hops() {
+fn trusted_hops_are_skipped_from_right_to_left() {
     let by = || behind(&["192.0.2.0/24", "10.0.0.0/8"]);
     for (chain, client) in [
         ("198.51.100.7", "198.51.100.7"),
@@ -284,7 +284,7 @@ fn the_walk_is_from_the_right_past_trusted_hops() {
         ("198.51.100.7,10.0.0.2 ,\t10.0.0.3", "198.51.100.7"),
         ("198.51.100.7:8080, 10.0.0.2:1", "198.51.100.7"),
         ("10.0.0.2, 10.0.0.3", "10.0.0.2"),
-        // At what is no address the walk ends: left of it anything may be made up.
+        // The walk ends at an entry that is not an address: entries further left may be made up.
         ("198.51.100.7, unknown, 10.0.0.3", "10.0.0.3"),
         ("198.51.100.7, , 10.0.0.3", "10.0.0.3"),
         ("198.51.100.7, 10.0.0.256, 10.0.0.3", "10.0.0.3"),
@@ -301,7 +301,7 @@ fn the_walk_is_from_the_right_past_trusted_hops() {
 }
 
 #[test]
-fn several_lines_are_one_chain() {
+fn several_forwarding_lines_are_one_list() {
     let by = behind(&["192.0.2.0/24", "10.0.0.0/8"]);
     let lines = [
         ("x-forwarded-for", "1.1.1.1"),
@@ -312,7 +312,7 @@ fn several_lines_are_one_chain() {
 }
 
 #[test]
-fn forwarded_is_read_as_rfc_7239_writes_it() {
+fn the_forwarded_header_is_read_by_rfc_7239() {
     let by = || behind(&["192.0.2.0/24", "10.0.0.0/8"]).header(ForwardingHeader::Forwarded);
     for (chain, client) in [
         ("for=198.51.100.7", "198.51.100.7"),
@@ -339,7 +339,7 @@ fn forwarded_is_read_as_rfc_7239_writes_it() {
 }
 
 #[test]
-fn mapped_ipv4_is_ipv4_everywhere() {
+fn a_mapped_ipv4_address_is_ipv4_everywhere() {
     let by = || behind(&["10.0.0.0/8"]);
     let key = |ip, headers: &[_]| key_from(ip, by(), headers);
     assert_eq!(key("::ffff:192.0.2.1", &[]), ip("192.0.2.1"));
@@ -349,7 +349,7 @@ fn mapped_ipv4_is_ipv4_everywhere() {
 }
 
 #[test]
-fn ipv6_counts_by_its_64() {
+fn ipv6_clients_are_grouped_by_their_64() {
     let by = ClientIp::peer;
     let key = |ip, by| key_from(ip, by, &[]);
     assert_eq!(key("2001:db8::1", by()), key("2001:db8::ffff:2", by()));
@@ -371,7 +371,7 @@ fn an_ipv6_proxy_can_be_trusted() {
 }
 
 #[test]
-fn the_peer_is_found_where_the_servers_put_it() {
+fn the_peer_is_found_in_the_extensions_of_each_server() {
     let address: SocketAddr = "192.0.2.1:4711".parse().unwrap();
     let mut axum = request();
     axum.extensions_mut().insert(ConnectInfo(address));
@@ -389,7 +389,7 @@ fn the_peer_is_found_where_the_servers_put_it() {
 }
 
 #[tokio::test]
-async fn without_an_address_all_share_one_key_and_none_is_a_500() {
+async fn requests_without_an_address_share_one_key() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(2));
     let service = layer.layer(Counting::default());
     assert_eq!(status(&service, request()).await, 200);

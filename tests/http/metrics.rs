@@ -1,4 +1,4 @@
-//! What a recorder of metrics has after requests, permits and messages.
+//! The metrics recorded for requests, permits and messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::common::{
     user, user_key,
 };
 
-/// Each metric with its labels, and its value; of a histogram, what was recorded.
+/// Each metric with its labels, and its value or the recorded values of a histogram.
 fn measured(snapshotter: &Snapshotter) -> BTreeMap<String, Vec<f64>> {
     let metrics = snapshotter.snapshot().into_vec().into_iter();
     let named = metrics.map(|(key, _, _, value)| {
@@ -38,7 +38,7 @@ fn measured(snapshotter: &Snapshotter) -> BTreeMap<String, Vec<f64>> {
     named.collect()
 }
 
-/// The counters that have counted something.
+/// The counters above 0.
 fn counted(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     let mut all = counters(snapshotter);
     all.retain(|_, count| *count > 0.0);
@@ -52,7 +52,7 @@ fn counters(snapshotter: &Snapshotter) -> BTreeMap<String, f64> {
     all.into_iter().map(|(name, of)| (name, of[0])).collect()
 }
 
-/// Prometheus sees no increase of a counter that begins at 1.
+/// Prometheus sees no increase if a counter starts at 1.
 #[tokio::test]
 async fn counters_exist_before_the_first_decision() {
     let recorder = DebuggingRecorder::new();
@@ -133,7 +133,7 @@ fn counts(expected: &[(&str, f64)]) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test]
-async fn refusals_are_counted_by_their_sort_and_never_by_key() {
+async fn rejections_are_counted_by_type_and_never_by_key() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = set_default_local_recorder(&recorder);
@@ -162,7 +162,7 @@ async fn refusals_are_counted_by_their_sort_and_never_by_key() {
 }
 
 #[tokio::test]
-async fn the_policy_is_the_quota_that_binds() {
+async fn the_policy_label_is_the_quota_that_binds() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = set_default_local_recorder(&recorder);
@@ -211,7 +211,7 @@ async fn the_policy_is_the_quota_that_binds() {
 }
 
 #[tokio::test]
-async fn a_guards_refusal_is_of_its_quota() {
+async fn a_rejection_by_a_guard_names_its_quota() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = set_default_local_recorder(&recorder);
@@ -248,7 +248,7 @@ async fn a_denied_request_has_its_own_outcome() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_a_gauge_next_to_its_limit() {
+async fn requests_in_flight_are_a_gauge_next_to_their_limit() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = set_default_local_recorder(&recorder);
@@ -271,7 +271,7 @@ async fn what_is_in_flight_is_a_gauge_next_to_its_limit() {
     );
     assert_eq!(snapshot[&format!("{decisions}admitted")], [2.0]);
     assert_eq!(snapshot[&format!("{decisions}at_capacity")], [1.0]);
-    // A snapshot starts the gauge anew, so these are changes.
+    // A snapshot resets the gauge, so these are changes.
     drop(first);
     assert_eq!(measured(&snapshotter)[gauge], [-1.0]);
     drop(second);
@@ -283,7 +283,7 @@ async fn what_is_in_flight_is_a_gauge_next_to_its_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_decision_takes_as_long_as_its_store() {
+async fn the_duration_of_a_decision_includes_its_store() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = set_default_local_recorder(&recorder);
@@ -314,7 +314,7 @@ async fn a_decision_takes_as_long_as_its_store() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_in_line_and_a_streamed_body_are_measured() {
+async fn a_queue_wait_and_a_streamed_body_are_measured() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = set_default_local_recorder(&recorder);
@@ -344,7 +344,7 @@ async fn a_wait_in_line_and_a_streamed_body_are_measured() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leases_are_decisions_too() {
+async fn leases_are_counted_as_decisions() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = set_default_local_recorder(&recorder);
@@ -379,7 +379,7 @@ fn keys_and_evictions_are_published() {
         }
         let stats = limiter.stats().expect("the memory store knows");
         assert_eq!((stats.tracked_keys, stats.evictions), (4, 0));
-        // A key with no other in its sight shares a bucket, and takes nobody's place.
+        // A key whose neighbours are all in use shares a bucket, and evicts none.
         let mut more = 4..100_000;
         let stats = loop {
             let n = more.next().expect("some key is given up");
@@ -398,7 +398,7 @@ fn keys_and_evictions_are_published() {
 }
 
 #[test]
-fn room_of_buckets_that_are_full_again_is_no_eviction() {
+fn replacing_a_full_bucket_is_not_an_eviction() {
     for quota in [Quota::per_second(9), Quota::per_second(9).sliding()] {
         let clock = TestClock::default();
         let store = MemoryStore::new().max_keys(4).clock(clock.clone());

@@ -120,7 +120,7 @@ async fn three_levels_count_a_request_once() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_polled_for_long_still_counts_once() {
+async fn a_request_that_is_polled_often_counts_once() {
     let layer = ConcurrencyLimitLayer::new(1);
     let rate = RateLimitLayer::by(Shared, Quota::per_hour(10));
     // The inner services are called in a later poll of the outer ones.
@@ -147,7 +147,7 @@ async fn a_request_that_is_polled_for_long_still_counts_once() {
     );
 }
 
-/// A handler that sends more requests through the same limit: they are requests of their own.
+/// A handler that sends more requests through the same limit: they count separately.
 #[tokio::test]
 async fn requests_that_a_handler_sends_are_counted() {
     let rate = RateLimitLayer::by(Shared, Quota::per_hour(10));
@@ -169,13 +169,13 @@ async fn requests_that_a_handler_sends_are_counted() {
     };
     let batch = rate.layer(batch);
     assert_eq!(status(&batch, request()).await, 200);
-    // One for the batch, which is one of the requests in it, and nine more.
+    // One for the batch, which covers one of its requests, and nine more.
     assert_eq!(admitted.load(Ordering::SeqCst), 10);
     assert_eq!(status(&batch, request()).await, 429);
 }
 
 #[tokio::test]
-async fn a_skipped_request_is_counted_further_in() {
+async fn a_skipped_request_is_counted_by_an_inner_layer() {
     let rate = RateLimitLayer::by(Shared, Quota::per_hour(10));
     let skipping = rate.clone().skip(|_| true);
     let service = skipping.layer(rate.layer(Counting::default()));
@@ -238,9 +238,9 @@ async fn the_handler_of_a_nested_router_has_the_status() {
     assert_eq!(crate::common::text(response).await, "9");
 }
 
-/// Without numbers to tell, and with the usual keys, which are found in a shorter way.
+/// Without numbers to report, and with common keys, which are found inline.
 #[tokio::test]
-async fn the_short_way_counts_a_request_once() {
+async fn the_fast_path_counts_a_request_once() {
     let alice = || {
         let mut request = from_peer("192.0.2.1");
         let bearer = http::HeaderValue::from_static("Bearer alice");
@@ -258,7 +258,8 @@ async fn the_short_way_counts_a_request_once() {
     counts_once(&told, alice).await;
 }
 
-/// Of four: one through two services, one that panics further in, and two by a handler that sends three.
+/// Four cases: one request through two services, one that panics in the inner service, and two by a
+/// handler that sends three.
 async fn counts_once<K>(layer: &RateLimitLayer<K>, request: impl Fn() -> Request<()> + Copy) {
     let inner = layer.layer(Counting::default());
     let nested = layer.layer(inner.clone());

@@ -1,4 +1,4 @@
-//! What observers, metrics and logs see.
+//! Observers, metrics and logs.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -18,7 +18,7 @@ use crate::common::{
 };
 
 #[tokio::test]
-async fn each_rate_decision_is_seen_once() {
+async fn each_rate_decision_is_observed_once() {
     let (seen, _) = Seen::new();
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1))
         .skip(|head| head.uri.path() == "/health")
@@ -34,7 +34,7 @@ async fn each_rate_decision_is_seen_once() {
 }
 
 #[tokio::test]
-async fn each_permit_is_seen_once_coming_and_going() {
+async fn each_permit_is_observed_once_acquired_and_once_released() {
     let (seen, _) = Seen::new();
     let layer = ConcurrencyLimitLayer::new(2)
         .name("x")
@@ -54,7 +54,7 @@ async fn each_permit_is_seen_once_coming_and_going() {
 }
 
 #[tokio::test]
-async fn a_keys_refusal_acquires_nothing() {
+async fn a_rejection_of_a_key_acquires_no_permit() {
     let (seen, _) = Seen::new();
     let layer = ConcurrencyLimitLayer::new(9)
         .per_key(by_user, 1)
@@ -67,7 +67,7 @@ async fn a_keys_refusal_acquires_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_is_seen_when_it_is_decided() {
+async fn a_queued_request_is_observed_when_it_is_decided() {
     let (seen, _) = Seen::new();
     let layer = ConcurrencyLimitLayer::new(1)
         .wait(2, crate::common::SECOND)
@@ -99,7 +99,7 @@ async fn whoever_waits_is_seen_when_it_is_decided() {
 }
 
 #[tokio::test]
-async fn permits_by_hand_are_seen_and_decide_nothing() {
+async fn permits_taken_without_a_layer_are_observed_and_are_no_decisions() {
     let (seen, _) = Seen::new();
     let layer = ConcurrencyLimitLayer::new(1)
         .name("jobs")
@@ -110,7 +110,7 @@ async fn permits_by_hand_are_seen_and_decide_nothing() {
     assert_eq!(seen.take(), ["acquired jobs 1", "released jobs"]);
 }
 
-/// Sets the limit to 6 while it is told that it is 5, where that is not seen.
+/// Sets the limit to 6 in the hook that reports 5.
 struct Meddling {
     limiter: ConcurrencyLimiter,
     told: Arc<Mutex<Vec<Option<u64>>>>,
@@ -126,7 +126,7 @@ impl Observer for Meddling {
 }
 
 #[test]
-fn the_limit_that_is_told_last_is_the_one_that_is() {
+fn the_last_reported_limit_is_the_current_one() {
     let layer = ConcurrencyLimitLayer::new(1);
     let told = Arc::new(Mutex::new(Vec::new()));
     let meddling = Meddling {
@@ -141,7 +141,7 @@ fn the_limit_that_is_told_last_is_the_one_that_is() {
 }
 
 #[tokio::test]
-async fn several_observers_all_see() {
+async fn every_observer_sees_every_decision() {
     let ((one, _), (two, _)) = (Seen::new(), Seen::new());
     let layer = RateLimitByTokenLayer::new(Quota::deny_all());
     let service = layer
@@ -187,7 +187,7 @@ impl Events {
 }
 
 #[tokio::test]
-async fn each_refusal_is_one_event_without_the_credential() {
+async fn each_rejection_is_one_event_without_the_credential() {
     let events = Events::default();
     let _collecting = events.collect();
     let (layer, _clock) = timed(ByToken::default(), Quota::per_hour(1));
@@ -226,7 +226,7 @@ async fn each_refusal_is_one_event_without_the_credential() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_is_warned_of_once_until_it_may_come_back() {
+async fn a_key_causes_one_warning_until_it_may_retry() {
     let events = Events::default();
     let _collecting = events.collect();
     let (layer, _clock) = timed(by_user, Quota::per_second(1).burst(1));
@@ -253,13 +253,13 @@ async fn a_key_is_warned_of_once_until_it_may_come_back() {
         assert_eq!(status(&service, user(name)).await, 429);
     }
     assert_eq!(levels(), ["DEBUG", "DEBUG", "DEBUG"]);
-    // The limiter's clock stands still, so they are refused on.
+    // The limiter's clock stands still, so it keeps rejecting.
     tokio::time::advance(crate::common::SECOND).await;
     for _ in 0..2 {
         assert_eq!(status(&service, user("alice")).await, 429);
     }
     assert_eq!(levels(), ["WARN 3", "DEBUG"]);
-    // Another limiter that shares the observer warns by itself.
+    // Another limiter that shares the observer warns separately.
     let (other, _clock) = timed(by_user, Quota::deny_all());
     let other = other
         .name("other")
@@ -270,7 +270,7 @@ async fn a_key_is_warned_of_once_until_it_may_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_keys_are_warned_of_at_most_ten_times_a_second() {
+async fn many_keys_cause_at_most_ten_warnings_per_second() {
     let events = Events::default();
     let _collecting = events.collect();
     let (layer, _clock) = timed(by_user, Quota::deny_all());
@@ -291,7 +291,7 @@ async fn many_keys_are_warned_of_at_most_ten_times_a_second() {
 }
 
 #[tokio::test]
-async fn an_address_is_logged_as_it_is() {
+async fn an_address_is_logged_in_clear() {
     let events = Events::default();
     let _collecting = events.collect();
     let layer = RateLimitByTokenLayer::new(Quota::deny_all()).observe(TracingObserver::new());
@@ -306,7 +306,7 @@ async fn an_address_is_logged_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_denied_key_is_logged_as_denied_and_warned_of_once_a_minute() {
+async fn a_denied_key_causes_one_warning_per_minute() {
     let events = Events::default();
     let _collecting = events.collect();
     let (layer, _clock) = timed(by_user, Quota::deny_all());
@@ -363,7 +363,7 @@ async fn capacity_is_logged_with_its_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_do_not_read_are_logged_and_that_they_hold_capacity_too() {
+async fn stalled_clients_are_logged() {
     let events = Events::default();
     let _collecting = events.collect();
     let stall = tower_admission::ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER;

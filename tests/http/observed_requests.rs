@@ -1,4 +1,4 @@
-//! What observers see of the request that is decided about: in logs, on spans and in counts.
+//! The request of a decision as observers see it: in logs, on spans and in counts.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -149,7 +149,7 @@ async fn a_rejection_is_logged_with_its_request() {
 }
 
 #[tokio::test]
-async fn what_a_client_makes_up_is_not_in_a_log() {
+async fn unchecked_values_of_a_client_are_not_logged() {
     let (collected, _guard) = Collected::new();
     let layer = RateLimitByTokenLayer::new(Quota::deny_all()).observe(TracingObserver::new());
     let long = "a".repeat(10_000);
@@ -203,14 +203,14 @@ async fn a_rejection_is_recorded_on_a_span_that_declares_its_fields() {
     ];
     let expected = expected.map(|(field, value)| (field.to_owned(), value.to_owned()));
     assert_eq!(recorded, Fields::from(expected));
-    // As tracing has it, a field that was not declared is not there.
+    // tracing ignores a field that was not declared.
     assert_eq!(ask(tracing::info_span!("request")).await, 429);
     assert_eq!(collected.recorded(), Fields::new());
 }
 
-/// A service under limits that are around one another.
+/// A service under nested limits.
 #[tokio::test]
-async fn a_request_is_counted_once_by_all_limits_together() {
+async fn nested_limits_count_a_request_once() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = metrics::set_default_local_recorder(&recorder);
@@ -225,7 +225,7 @@ async fn a_request_is_counted_once_by_all_limits_together() {
     let in_flight = ConcurrencyLimitLayer::new(9)
         .name("outermost")
         .skip(|head| head.uri.path() == "/skipped")
-        // Of no account: it does not count requests.
+        // Ignored, because it does not count requests.
         .observe(TracingObserver::new())
         .observe(observer);
     let service = in_flight.layer(outer.layer(rate.layer(Counting::default())));
@@ -266,7 +266,7 @@ fn counts<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
 }
 
 #[tokio::test]
-async fn a_request_on_a_list_is_counted_once_wherever_the_lists_are() {
+async fn a_listed_request_is_counted_once_at_any_layer() {
     let observer = MetricsObserver::new();
     let in_flight = ConcurrencyLimitLayer::new(9)
         .name("capacity")

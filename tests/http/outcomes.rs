@@ -1,4 +1,4 @@
-//! Requests that count only by their outcome.
+//! Requests that count only if their response does.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ fn alice_and_address() -> [Key; 2] {
 }
 
 #[tokio::test]
-async fn only_responses_that_count_take_from_the_quota() {
+async fn only_responses_that_count_are_charged() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(3));
     let service = layer
         .count_if(|response| response.status == 401)
@@ -68,7 +68,7 @@ async fn only_responses_that_count_take_from_the_quota() {
 }
 
 #[tokio::test]
-async fn a_response_is_judged_by_its_head() {
+async fn count_if_sees_the_head_of_a_response() {
     #[derive(Clone)]
     struct FromCache;
 
@@ -153,7 +153,7 @@ async fn a_request_without_a_response_counts() {
 }
 
 #[tokio::test]
-async fn a_refund_is_of_the_whole_cost_and_of_every_key() {
+async fn a_refund_covers_the_whole_cost_and_every_key() {
     let policy = Policy::new("burst", Quota::per_hour(10)).and("daily", Quota::per_day(20));
     let (layer, _clock) = timed(by_user, policy);
     let layer = layer
@@ -172,7 +172,7 @@ async fn a_refund_is_of_the_whole_cost_and_of_every_key() {
 }
 
 #[tokio::test]
-async fn a_refund_is_for_the_tier_and_for_the_keys_own_limit() {
+async fn a_refund_goes_to_the_tier_and_the_override() {
     let clock = tower_admission::test_util::TestClock::default();
     let limits = Limits::new();
     let policy = Policy::from(Quota::per_hour(5)).tier("pro", Quota::per_hour(50));
@@ -207,7 +207,7 @@ async fn a_refund_is_for_the_tier_and_for_the_keys_own_limit() {
     assert_eq!(left(&limiter, &[user_key("bob")]), [2]);
 }
 
-/// A refund into buckets that were not charged would fill those that other requests have used up.
+/// A refund into buckets that were not charged would refill buckets that other requests used up.
 #[tokio::test]
 async fn a_request_of_an_unlimited_tier_charges_and_refunds_no_other_tier() {
     let policy = Policy::from(Quota::per_hour(5)).tier("free", Quota::off());
@@ -234,7 +234,7 @@ async fn a_request_of_an_unlimited_tier_charges_and_refunds_no_other_tier() {
 
 /// When requests of all tiers shared buckets, refunds of the larger tier let the smaller one admit more than it allows.
 #[tokio::test]
-async fn refunds_in_a_tier_admit_nothing_in_another() {
+async fn refunds_in_one_tier_admit_nothing_in_another() {
     let policy = Policy::from(Quota::per_hour(3)).tier("pro", Quota::per_hour(50));
     let (layer, _clock) = timed(by_user, policy);
     let layer = layer
@@ -263,7 +263,7 @@ async fn refunds_in_a_tier_admit_nothing_in_another() {
 }
 
 #[tokio::test]
-async fn a_response_waits_for_the_refund_of_a_store_that_answers_later() {
+async fn a_response_waits_for_the_refund_of_a_store_that_replies_later() {
     let (layer, clock) = timed(by_user, Quota::per_hour(3));
     let later = LaterStore::new(&clock);
     let layer = layer.store(later.clone()).count_if(|_| false);
@@ -281,7 +281,7 @@ async fn a_response_waits_for_the_refund_of_a_store_that_answers_later() {
     assert_eq!(header(&response, "ratelimit"), Some("\"default\";r=3;t=0"));
     assert_eq!(left(&layer.limiter(), &[user_key("alice")]), [3]);
 
-    // A client that hangs up while the response waits is charged.
+    // A client that disconnects while the response waits is charged.
     later.answer(1);
     let mut hanging_up = task::spawn(service.call(answered("alice", 200)));
     assert_pending!(hanging_up.poll());
@@ -290,9 +290,9 @@ async fn a_response_waits_for_the_refund_of_a_store_that_answers_later() {
     assert_eq!(left(&layer.limiter(), &[user_key("alice")]), [2]);
 }
 
-/// Else a client on a dry run could refund what others were charged.
+/// Otherwise a client on a dry run could refund the charges of others.
 #[tokio::test]
-async fn a_request_that_took_nothing_refunds_nothing() {
+async fn a_request_that_was_not_charged_refunds_nothing() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(1));
     let layer = layer
         .count_if(|response| response.status == 401)
@@ -331,7 +331,7 @@ async fn a_request_that_took_nothing_refunds_nothing() {
     assert_eq!(status(&service, answered("alice", 200)).await, 200);
 }
 
-/// Guessing passwords: the address is limited by failures, and a login costs nothing.
+/// Password guessing: failures are limited per address, and a successful login is not charged.
 #[tokio::test]
 async fn failed_logins_are_limited_by_address() {
     let layer = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(3))

@@ -1,4 +1,4 @@
-//! A concurrency limit for each key, under the one in total.
+//! Concurrency limits per key, below the total limit.
 
 use http_body_util::BodyExt;
 use tower::Layer;
@@ -13,7 +13,7 @@ use crate::common::{
 };
 
 #[tokio::test]
-async fn a_key_over_its_limit_is_429_and_others_are_not_affected() {
+async fn a_key_above_its_limit_is_answered_429_and_others_are_not_affected() {
     let layer = ConcurrencyLimitLayer::new(10).per_key(by_user, 2);
     let service = layer.layer(Counting::default());
     let _one = send(&service, user("alice")).await;
@@ -32,7 +32,7 @@ async fn a_key_over_its_limit_is_429_and_others_are_not_affected() {
 }
 
 #[tokio::test]
-async fn the_total_is_503_whoever_asks() {
+async fn the_total_limit_is_answered_503_for_every_key() {
     let inner = Counting::default();
     let layer = ConcurrencyLimitLayer::new(2).per_key(by_user, 2);
     let service = layer.layer(inner.clone());
@@ -44,7 +44,7 @@ async fn the_total_is_503_whoever_asks() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_a_key_takes_nothing_from_the_total() {
+async fn a_rejection_of_a_key_takes_nothing_from_the_total() {
     let layer = ConcurrencyLimitLayer::new(2).per_key(by_user, 1);
     let service = layer.layer(Counting::default());
     let _alice = send(&service, user("alice")).await;
@@ -56,7 +56,7 @@ async fn a_refusal_of_a_key_takes_nothing_from_the_total() {
 }
 
 #[tokio::test]
-async fn a_refusal_by_the_total_takes_nothing_from_the_key() {
+async fn a_rejection_by_the_total_takes_nothing_from_the_key() {
     let layer = ConcurrencyLimitLayer::new(1).per_key(by_user, 1);
     let service = layer.layer(Counting::default());
     let alice = send(&service, user("alice")).await;
@@ -68,7 +68,7 @@ async fn a_refusal_by_the_total_takes_nothing_from_the_key() {
 }
 
 #[tokio::test]
-async fn a_keys_slot_comes_back_with_the_end_of_the_body() {
+async fn the_slot_of_a_key_is_released_at_the_end_of_the_body() {
     let layer = ConcurrencyLimitLayer::new(10).per_key(by_user, 1);
     let (frames, body) = streamed();
     let mut streaming = send(&layer.layer(bodies([body])), user("alice")).await;
@@ -84,7 +84,7 @@ async fn a_keys_slot_comes_back_with_the_end_of_the_body() {
 }
 
 #[tokio::test]
-async fn a_cancelled_request_gives_the_keys_slot_back() {
+async fn a_cancelled_request_releases_the_slot_of_its_key() {
     let layer = ConcurrencyLimitLayer::new(10).per_key(by_user, 1);
     let mut service = layer.layer(Counting::default());
     for _ in 0..3 {
@@ -115,7 +115,7 @@ async fn a_limit_of_zero_turns_this_part_off() {
 }
 
 #[tokio::test]
-async fn without_a_total_keys_are_limited_all_the_same() {
+async fn keys_are_limited_without_a_total() {
     let layer = ConcurrencyLimitLayer::new(0).per_key(by_user, 1);
     let service = layer.layer(Counting::default());
     let _alice = send(&service, user("alice")).await;
@@ -124,7 +124,7 @@ async fn without_a_total_keys_are_limited_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_permit_taken_by_hand_counts_with_the_layers() {
+async fn a_permit_from_the_limiter_counts_with_those_of_the_layer() {
     let layer = ConcurrencyLimitLayer::new(10).per_key(by_user, 1);
     let service = layer.layer(Counting::default());
     let permit = layer.limiter().try_acquire_for(&user_key("alice")).unwrap();
@@ -153,7 +153,7 @@ fn address_key(address: &str) -> Key {
 }
 
 #[tokio::test]
-async fn made_up_tokens_take_no_more_than_the_share_of_their_address() {
+async fn made_up_tokens_take_at_most_the_limit_of_their_address() {
     let layer = ConcurrencyLimitLayer::new(64)
         .per_key(ByToken::default(), 16)
         .per_key(ClientIp::peer(), 32);
@@ -183,7 +183,7 @@ async fn made_up_tokens_take_no_more_than_the_share_of_their_address() {
 }
 
 #[tokio::test]
-async fn each_limit_holds_for_its_key() {
+async fn each_per_key_limit_applies_to_its_key() {
     let layer = ConcurrencyLimitLayer::new(10)
         .per_key(by_user, 2)
         .per_key(ClientIp::peer(), 3);
@@ -202,9 +202,10 @@ async fn each_limit_holds_for_its_key() {
     assert_eq!(last.status(), 200, "its slot of the address is back");
 }
 
-/// A request without a token is charged to its address in place of the token, and to its address.
+/// A request without a token is charged to its address twice: in place of the token, and as an
+/// address.
 #[tokio::test]
-async fn an_address_in_place_of_a_token_counts_for_itself() {
+async fn an_address_in_place_of_a_token_counts_separately() {
     let layer = ConcurrencyLimitLayer::new(0)
         .per_key(ByToken::default(), 1)
         .per_key(ClientIp::peer(), 3);
@@ -220,7 +221,7 @@ async fn an_address_in_place_of_a_token_counts_for_itself() {
     assert_eq!(status(&service, bearer_at("c", "192.0.2.1")).await, 429);
 }
 
-/// Were a slot taken and given back because another key is full, its key would be full in between.
+/// If a slot were taken and released because another key is full, its key would be full in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_full_key_takes_nothing_from_the_other_key_or_the_total_for_any_moment() {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -259,7 +260,7 @@ async fn a_full_key_takes_nothing_from_the_other_key_or_the_total_for_any_moment
 }
 
 #[tokio::test]
-async fn limits_of_each_place_change_at_run_time() {
+async fn each_per_key_limit_changes_at_run_time() {
     let layer = ConcurrencyLimitLayer::new(0)
         .per_key(by_user, 1)
         .per_key(ClientIp::peer(), 1);
@@ -279,7 +280,7 @@ async fn limits_of_each_place_change_at_run_time() {
         (403, None)
     );
     limiter.set_limit_per_key(1, Capacity::Unlimited);
-    // There is no such place.
+    // There is no such per-key limit.
     limiter.set_limit_per_key(2, 0);
     let more = send(&service, user_at("alice", "192.0.2.1")).await;
     assert_eq!(more.status(), 200);
@@ -289,7 +290,7 @@ async fn limits_of_each_place_change_at_run_time() {
 }
 
 #[tokio::test]
-async fn a_permit_for_several_keys_is_one() {
+async fn a_permit_for_several_keys_is_one_permit() {
     let layer = ConcurrencyLimitLayer::new(10)
         .per_key(by_user, 1)
         .per_key(ClientIp::peer(), 1);
@@ -310,7 +311,7 @@ async fn a_permit_for_several_keys_is_one() {
 }
 
 #[tokio::test]
-async fn the_share_of_a_replica_holds_for_each_key_while_the_store_is_away() {
+async fn the_local_share_limits_each_key_while_the_store_is_unavailable() {
     let layer = ConcurrencyLimitLayer::new(20)
         .per_key(by_user, 4)
         .per_key(ClientIp::peer(), 6)

@@ -1,4 +1,4 @@
-//! Addresses and identities that proxies pass on.
+//! Addresses and identities forwarded by proxies.
 
 use std::net::SocketAddr;
 
@@ -82,7 +82,7 @@ fn a_single_address_counts_only_from_a_trusted_proxy() {
     for (headers, client) in [
         (&[(name, "198.51.100.7")][..], "198.51.100.7"),
         (&[(name, " 198.51.100.7 ")], "198.51.100.7"),
-        // No walk past trusted addresses: there is one entry.
+        // Trusted addresses are not skipped: there is a single entry.
         (&[(name, "192.0.2.9")], "192.0.2.9"),
         (&[(name, "64:ff9b::198.51.100.7")], "198.51.100.7"),
         (&[], "192.0.2.1"),
@@ -133,7 +133,7 @@ fn a_peer_on_a_unix_socket_is_a_proxy_only_when_that_is_declared() {
     // A server that passes on no address at all does not look like a Unix socket.
     let unknown = with_headers(Request::builder(), &xff);
     assert_eq!(key(&trusted, &unknown), None);
-    // An address goes before the mark.
+    // An address takes precedence over the mark.
     let mut both = over_unix(&xff);
     both.extensions_mut().insert(peer("192.0.2.1"));
     assert_eq!(key(&trusted, &both), ip("192.0.2.1"));
@@ -146,7 +146,7 @@ fn a_peer_on_a_unix_socket_is_a_proxy_only_when_that_is_declared() {
 }
 
 #[tokio::test]
-async fn clients_behind_a_unix_socket_have_budgets_of_their_own() {
+async fn clients_behind_a_unix_socket_have_separate_budgets() {
     let path = std::env::temp_dir().join(format!("tower-admission-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
@@ -172,7 +172,7 @@ async fn clients_behind_a_unix_socket_have_budgets_of_their_own() {
 }
 
 #[test]
-fn an_address_with_an_ipv4_address_inside_is_no_trusted_proxy() {
+fn an_embedded_ipv4_address_is_not_a_trusted_proxy() {
     let by = ClientIp::forwarded_by(networks(["10.0.0.0/8"]));
     let xff = [("x-forwarded-for", "198.51.100.7")];
     for (address, inside) in [
@@ -188,7 +188,7 @@ fn an_address_with_an_ipv4_address_inside_is_no_trusted_proxy() {
 }
 
 #[test]
-fn an_ipv6_address_with_an_ipv4_address_inside_is_that_client() {
+fn an_embedded_ipv4_address_is_charged() {
     let by = ClientIp::peer().v6_prefix(48);
     let client = ip("192.0.2.33");
     for address in [
@@ -210,7 +210,7 @@ fn an_ipv6_address_with_an_ipv4_address_inside_is_that_client() {
 }
 
 #[tokio::test]
-async fn a_host_of_6to4_has_one_budget() {
+async fn a_6to4_host_has_one_budget() {
     let layer = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(2));
     let service = layer.layer(Counting::default());
     let mut admitted = 0;
@@ -249,7 +249,7 @@ fn an_identity_in_a_header_counts_only_from_a_trusted_proxy() {
     assert_eq!(from("192.0.2.1", &[("x-user", " alice "), client]), alice);
     assert_eq!(from("::ffff:192.0.2.1", &[("x-user", "alice")]), alice);
     assert_eq!(from("192.0.2.1", &[client]), ip("198.51.100.7"));
-    // Unusable: the address, and never another header.
+    // Unusable: the address is charged, and no other header is read.
     let chain = user()
         .or(TrustedHeader::new("x-other", trusted))
         .or(ClientIp::forwarded_by(trusted));
@@ -264,7 +264,7 @@ fn an_identity_in_a_header_counts_only_from_a_trusted_proxy() {
         let extracted = user().extract(RequestHead::from(&request));
         assert_eq!(extracted, Extracted::Unusable);
     }
-    // From another peer it is ignored, whatever it is.
+    // From another peer the header is ignored, whatever its value.
     for made_up in [
         &[("x-user", "alice")][..],
         &[("x-user", "")],

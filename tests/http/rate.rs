@@ -20,7 +20,7 @@ type Req = Request<()>;
 type Res = Response<Full<Bytes>>;
 
 #[tokio::test]
-async fn the_verdict_comes_before_the_inner_service() {
+async fn a_request_is_decided_before_the_inner_service_is_called() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(1));
     let (mut service, mut inner) = mock::spawn_layer::<Req, Res, _>(layer);
     inner.allow(0);
@@ -45,7 +45,7 @@ async fn the_verdict_comes_before_the_inner_service() {
 }
 
 #[tokio::test]
-async fn being_ready_and_idle_costs_nothing() {
+async fn an_idle_service_that_is_ready_costs_nothing() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(1));
     let mut idle = vec![layer.layer(Readied::default()); 10];
     for service in &mut idle {
@@ -80,7 +80,7 @@ async fn the_service_that_was_made_ready_is_the_one_called() {
 }
 
 #[tokio::test]
-async fn a_store_that_answers_later_decides_before_the_inner_service() {
+async fn a_store_that_replies_later_decides_before_the_inner_service() {
     let inner = Counting::default();
     let (layer, clock) = timed(by_user, Quota::per_hour(1));
     let later = LaterStore::new(&clock);
@@ -120,7 +120,7 @@ async fn a_request_cancelled_before_its_decision_never_reaches_the_inner_service
 }
 
 #[tokio::test]
-async fn errors_are_the_inner_services() {
+async fn an_error_of_the_inner_service_passes_through() {
     #[derive(Debug, PartialEq)]
     struct Broken;
     let (layer, _clock) = timed(by_user, Quota::per_hour(1));
@@ -131,7 +131,7 @@ async fn errors_are_the_inner_services() {
 }
 
 #[tokio::test]
-async fn ten_a_second_with_a_burst_of_twenty() {
+async fn a_burst_of_twenty_at_ten_per_second_is_exact() {
     let (layer, clock) = timed(by_user, Quota::per_second(10).burst(20));
     let service = layer.layer(Counting::default());
     for _ in 0..20 {
@@ -175,7 +175,7 @@ async fn after_retry_after_the_same_request_is_admitted() {
 }
 
 #[tokio::test]
-async fn the_precise_wait_is_precise() {
+async fn the_wait_is_exact_to_the_nanosecond() {
     for quota in ["1/s", "7/min burst 3", "3/s burst 1", "1/day"] {
         let (layer, clock) = timed(by_user, quota.parse::<Quota>().unwrap());
         let service = layer.layer(Counting::default());
@@ -219,7 +219,7 @@ fn costing(cost: u32) -> Req {
 }
 
 #[tokio::test]
-async fn a_request_costs_what_it_is_said_to() {
+async fn a_request_is_charged_its_cost() {
     let (layer, clock) = timed(by_user, Quota::per_second(1).burst(10));
     let service = layer.cost(cost).layer(Counting::default());
     assert_eq!(status(&service, costing(7)).await, 200);
@@ -237,7 +237,7 @@ async fn a_request_costs_what_it_is_said_to() {
 }
 
 #[tokio::test]
-async fn a_cost_of_zero_passes_and_takes_nothing() {
+async fn a_cost_of_zero_is_admitted_and_not_charged() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(1));
     let service = layer.cost(cost).layer(Counting::default());
     for _ in 0..5 {
@@ -270,7 +270,7 @@ async fn a_cost_above_the_burst_can_never_fit() {
 }
 
 #[tokio::test]
-async fn what_is_skipped_is_not_counted() {
+async fn a_skipped_request_is_not_counted() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1))
         .skip(|head| matches!(head.uri.path(), "/health" | "/metrics"));
     let service = layer.layer(Counting::default());
@@ -286,7 +286,7 @@ async fn what_is_skipped_is_not_counted() {
 }
 
 #[tokio::test]
-async fn a_dry_run_admits_tells_observers_and_no_client() {
+async fn a_dry_run_admits_and_informs_only_observers() {
     let (seen, _) = Seen::new();
     let layer = RateLimitLayer::by(by_user, Quota::per_hour(1))
         .dry_run(true)
@@ -314,7 +314,7 @@ async fn a_quota_of_zero_is_off() {
 }
 
 #[tokio::test]
-async fn deny_all_denies_and_gives_no_time() {
+async fn deny_all_rejects_without_a_retry_after() {
     let inner = Counting::default();
     let layer = RateLimitLayer::by(by_user, Quota::deny_all());
     let service = layer.layer(inner.clone());
@@ -350,7 +350,7 @@ async fn handlers_find_the_status_of_their_request() {
 }
 
 #[tokio::test]
-async fn a_responder_of_ones_own_answers() {
+async fn a_custom_responder_answers() {
     let layer = RateLimitLayer::by(by_user, Quota::per_hour(1)).respond(
         |rejection: &Rejection, head: RequestHead<'_>| {
             let body = format!(
@@ -392,7 +392,7 @@ async fn a_responder_can_set_the_layers_headers_itself() {
 }
 
 #[tokio::test]
-async fn what_did_not_count_is_given_back() {
+async fn a_request_can_be_refunded() {
     let (layer, _clock) = timed(by_user, Quota::per_hour(2));
     let service = layer.layer(Counting::default());
     let alice: Key = user_key("alice");
@@ -410,15 +410,15 @@ async fn what_did_not_count_is_given_back() {
     );
 }
 
-/// A service of one place, which a ready clone of it takes.
+/// A service with one slot, which a ready clone reserves.
 fn buffered()
 -> impl Service<Request<()>, Response = Ok200, Error = tower::BoxError, Future: Send> + Clone {
     tower::buffer::Buffer::new(Counting::default(), 1)
 }
 
-/// The place that a rejected call had taken is free for the next one.
+/// The slot of a rejected call is free for the next one.
 #[tokio::test]
-async fn a_rejected_call_drops_the_service_that_it_made_ready() {
+async fn a_rejected_call_drops_its_ready_service() {
     let (layer, clock) = timed(by_user, Quota::per_hour(1));
     let later = LaterStore::new(&clock);
     later.answer(2);

@@ -1,4 +1,4 @@
-//! On a real axum server.
+//! The layers on a real axum server.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ use tower_http::trace::TraceLayer;
 use crate::common::{Frames, PATIENCE, Seen, header, retry_after, store, streamed, text};
 use crate::servers::{get, http1, http2, serve};
 
-/// A handler that streams what the other end is sent.
+/// A handler that streams the frames of the test.
 fn streaming() -> (Frames, axum::routing::MethodRouter) {
     let (frames, body) = streamed();
     let body = Arc::new(Mutex::new(Some(body)));
@@ -33,7 +33,7 @@ fn streaming() -> (Frames, axum::routing::MethodRouter) {
 }
 
 #[tokio::test]
-async fn the_main_job_over_http_1_and_2() {
+async fn both_limits_work_over_http_1_and_2() {
     for client in [http1(), http2()] {
         let app = Router::new()
             .route("/", route(|| async { "hello" }))
@@ -53,8 +53,8 @@ async fn the_main_job_over_http_1_and_2() {
     }
 }
 
-/// The layers of the README's first snippet, with a clock that stands still, so that the address regains
-/// nothing while the requests are sent.
+/// The layers of the README's first snippet, with a stopped clock, so that the address regains no
+/// quota while the requests are sent.
 #[tokio::test]
 async fn the_first_snippet_withstands_made_up_tokens() {
     let clock = TestClock::default();
@@ -82,7 +82,7 @@ async fn the_first_snippet_withstands_made_up_tokens() {
 }
 
 #[tokio::test]
-async fn a_limit_of_one_is_one_over_all_routes() {
+async fn a_limit_of_one_applies_to_all_routes_together() {
     let (frames, slow) = streaming();
     let layer = ConcurrencyLimitLayer::new(1).name("AI Bridge");
     let nested = Router::new()
@@ -117,7 +117,7 @@ async fn a_limit_of_one_is_one_over_all_routes() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_midway_frees_its_permit() {
+async fn a_client_that_disconnects_midway_frees_its_permit() {
     for http2_only in [false, true] {
         let (seen, mut released) = Seen::new();
         let layer = ConcurrencyLimitLayer::new(1).observe(seen);
@@ -136,7 +136,7 @@ async fn a_client_that_goes_away_midway_frees_its_permit() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_before_the_response_frees_its_permit() {
+async fn a_client_that_disconnects_before_the_response_frees_its_permit() {
     let (seen, mut released) = Seen::new();
     let (entered, mut handling) = tokio::sync::mpsc::unbounded_channel();
     let layer = ConcurrencyLimitLayer::new(1).observe(seen);
@@ -164,7 +164,7 @@ async fn a_client_that_goes_away_before_the_response_frees_its_permit() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_holds_nothing() {
+async fn an_idle_connection_holds_no_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let app = Router::new()
         .route("/", route(|| async { "hello" }))
@@ -192,7 +192,7 @@ async fn an_idle_connection_holds_nothing() {
 }
 
 #[tokio::test]
-async fn head_requests_give_their_permit_back() {
+async fn head_requests_release_their_permit() {
     let (seen, mut released) = Seen::new();
     let layer = ConcurrencyLimitLayer::new(1).observe(seen);
     // Answers HEAD with a body that never ends, as a careless handler does.
@@ -230,7 +230,7 @@ async fn the_peers_address_is_charged() {
 }
 
 #[tokio::test]
-async fn capacity_outside_of_a_rate_spends_no_quota() {
+async fn a_rejection_at_capacity_spends_no_quota() {
     let full = ConcurrencyLimitLayer::deny_all();
     let rate = RateLimitByTokenLayer::new(Quota::per_hour(1));
     let app = Router::new()
@@ -270,7 +270,7 @@ async fn the_status_is_an_extractor() {
 }
 
 #[tokio::test]
-async fn next_to_tower_https_layers_in_either_order() {
+async fn the_layers_work_next_to_tower_http_in_either_order() {
     let rate = || RateLimitByTokenLayer::new(Quota::per_hour(2));
     let full = || ConcurrencyLimitLayer::new(9);
     let timeout =
@@ -336,7 +336,7 @@ async fn a_compressed_body_holds_its_permit_to_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_outside_gives_the_permit_back() {
+async fn an_outer_timeout_releases_the_permit() {
     let limit = ConcurrencyLimitLayer::new(1);
     let hangs = tower::service_fn(|_: Request<()>| {
         std::future::pending::<Result<http::Response<Full<bytes::Bytes>>, Infallible>>()

@@ -1,4 +1,4 @@
-//! On a bare hyper server.
+//! The layers on a bare hyper server.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use tower_admission::{
 use crate::common::{Counting, Seen, header, retry_after, streamed, text};
 use crate::servers::{get, http1, http2, listen};
 
-/// Accepts connections for a service, and tells it where each comes from.
+/// Accepts connections for a service, and passes on the peer address.
 async fn accept<S, B>(service: S) -> SocketAddr
 where
     S: Service<Request<Incoming>, Response = Response<PermitBody<B>>, Error = Infallible>
@@ -48,7 +48,7 @@ where
 }
 
 #[tokio::test]
-async fn over_http_1_and_2() {
+async fn the_layers_work_over_http_1_and_2() {
     for client in [http1(), http2()] {
         let rate = RateLimitLayer::by(ClientIp::peer(), Quota::per_hour(2));
         let full = ConcurrencyLimitLayer::new(1);
@@ -82,7 +82,7 @@ async fn over_http_1_and_2() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_midway_frees_its_permit() {
+async fn a_client_that_disconnects_midway_frees_its_permit() {
     for client in [http1(), http2()] {
         let (seen, mut released) = Seen::new();
         let layer = ConcurrencyLimitLayer::new(1).observe(seen);
@@ -106,7 +106,7 @@ async fn a_client_that_goes_away_midway_frees_its_permit() {
 }
 
 #[tokio::test]
-async fn hypers_own_adapter_takes_the_layers() {
+async fn the_layers_work_with_hypers_adapter() {
     let layer = ConcurrencyLimitLayer::new(1);
     let service = ServiceBuilder::new()
         .layer(layer.clone())

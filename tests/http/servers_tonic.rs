@@ -1,4 +1,4 @@
-//! On a real tonic server.
+//! The layers on a real tonic server.
 
 use std::net::SocketAddr;
 
@@ -25,7 +25,7 @@ fn health() -> HealthServer<impl Health> {
     service
 }
 
-/// Serves a router of tonic's with whatever layers are around it.
+/// Serves a tonic router with any layers.
 macro_rules! serve_grpc {
     ($router:expr) => {{
         let (listener, address) = listen().await;
@@ -48,7 +48,7 @@ fn check(token: &str) -> Request<HealthCheckRequest> {
 }
 
 #[tokio::test]
-async fn a_rate_around_the_whole_server() {
+async fn a_rate_limit_wraps_the_whole_server() {
     let (layer, _clock) = timed(ByToken::default(), Quota::per_minute(2));
     let address = serve_grpc!(Server::builder().layer(layer).add_service(health()));
     let mut client = client(address).await;
@@ -72,7 +72,7 @@ async fn a_rate_around_the_whole_server() {
 }
 
 #[tokio::test]
-async fn capacity_around_a_single_service() {
+async fn a_concurrency_limit_wraps_a_single_service() {
     let layer = ConcurrencyLimitLayer::deny_all().name("Health");
     let address = serve_grpc!(Server::builder().add_service(layer.layer(health())));
     let mut client = client(address).await;
@@ -87,7 +87,7 @@ async fn capacity_around_a_single_service() {
 }
 
 #[tokio::test]
-async fn both_around_a_single_service() {
+async fn both_limits_wrap_a_single_service() {
     let rate = RateLimitByTokenLayer::new(Quota::per_hour(1));
     let full = ConcurrencyLimitLayer::new(1);
     let service = full.layer(rate.layer(health()));
@@ -125,7 +125,7 @@ async fn a_stream_holds_its_permit() {
 }
 
 #[tokio::test]
-async fn an_error_of_the_service_gives_the_permit_back() {
+async fn an_error_of_the_service_releases_the_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let address = serve_grpc!(Server::builder().layer(layer.clone()).add_service(health()));
     let mut client = client(address).await;
@@ -162,7 +162,7 @@ async fn the_peers_address_is_charged() {
 }
 
 #[tokio::test]
-async fn lists_around_a_server_and_around_a_single_service() {
+async fn lists_wrap_a_server_or_a_single_service() {
     let limits = Limits::new();
     let network = "ip:127.0.0.0/8".parse().unwrap();
     let layer = AccessLayer::new(&limits).key(ByToken::default());
@@ -186,7 +186,7 @@ async fn lists_around_a_server_and_around_a_single_service() {
 }
 
 #[tokio::test]
-async fn one_budget_over_axum_and_tonic() {
+async fn axum_and_tonic_can_share_one_budget() {
     let rate = RateLimitByTokenLayer::new(Quota::per_hour(3));
     let full = ConcurrencyLimitLayer::new(1);
     let app = Router::new()

@@ -1,4 +1,4 @@
-//! Setters that describe what is counted come before a limit is opened, and a panic names the caller's line.
+//! Setters of what is counted must come before a limit is opened, and a panic names the caller's line.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -156,7 +156,7 @@ async fn other_settings_of_a_concurrency_layer_can_change_later() {
     assert_eq!(send(&waiting, user("alice")).await.status(), 200);
 }
 
-/// Opens what it is asked to, and counts how often.
+/// Counts how often a limit is opened.
 #[derive(Clone, Default)]
 struct Opened(Arc<std::sync::atomic::AtomicUsize>);
 
@@ -210,7 +210,7 @@ fn a_limit_is_opened_once() {
 }
 
 #[test]
-fn wrong_numbers_and_names_panic_where_they_are_given() {
+fn invalid_numbers_and_names_panic_at_the_callers_line() {
     let hour = Quota::per_hour(1);
     let policy = || Policy::new("a", hour);
     panics_here!(
@@ -254,7 +254,7 @@ fn wrong_numbers_and_names_panic_where_they_are_given() {
 }
 
 #[test]
-fn a_store_that_does_not_fit_panics_where_it_is_given() {
+fn an_unsuitable_store_panics_at_the_callers_line() {
     let hour = Quota::per_hour(1);
     panics_here!(
         "needs a secret",

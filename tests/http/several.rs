@@ -1,4 +1,4 @@
-//! Several quotas and several keys in one decision: all or nothing.
+//! Several quotas and keys in one decision: all or nothing.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,14 +18,14 @@ use crate::common::{
     user, user_key,
 };
 
-/// What is left of each quota, as a request that costs nothing is told.
+/// The remaining requests of each quota, as reported for a request of cost 0.
 async fn left(limiter: &RateLimiter, keys: &[Key]) -> Vec<u32> {
     let decision = limiter.decide(keys, 0).await;
     decision.usages().iter().map(|u| u.remaining()).collect()
 }
 
 #[tokio::test]
-async fn a_refusal_by_one_window_takes_nothing_from_the_others() {
+async fn a_rejection_by_one_quota_takes_nothing_from_the_others() {
     for policy in [
         Policy::new("burst", Quota::per_second(10)).and("daily", Quota::per_day(3)),
         Policy::new("daily", Quota::per_day(3)).and("burst", Quota::per_second(10)),
@@ -47,7 +47,7 @@ async fn a_refusal_by_one_window_takes_nothing_from_the_others() {
 }
 
 #[tokio::test]
-async fn the_longest_wait_of_those_that_refused_is_told() {
+async fn the_longest_wait_of_the_rejecting_quotas_is_reported() {
     let policy = Policy::new("s", Quota::per_second(2))
         .and("min", Quota::per_minute(2))
         .and("roomy", Quota::per_day(1000));
@@ -96,7 +96,7 @@ fn keys(ip: &str, token: &str) -> [Key; 2] {
 }
 
 #[tokio::test]
-async fn both_keys_are_charged_and_both_can_refuse() {
+async fn both_keys_are_charged_and_both_can_reject() {
     let (layer, _clock) = token_and_ip(3, 5);
     let service = layer.layer(Counting::default());
     for _ in 0..3 {
@@ -120,7 +120,7 @@ async fn both_keys_are_charged_and_both_can_refuse() {
     assert_eq!(status(&service, from("192.0.2.2", "a")).await, 429);
 }
 
-/// Writes down the policy and the key of each decision.
+/// Records the policy and the key of each decision.
 #[derive(Clone, Default)]
 struct Keys(Arc<Mutex<Vec<String>>>);
 
@@ -195,7 +195,7 @@ async fn observers_see_the_key_whose_quota_decides() {
 }
 
 #[tokio::test]
-async fn the_key_that_decides_is_known_with_a_store_that_answers_later() {
+async fn the_deciding_key_is_known_with_a_store_that_replies_later() {
     let clock = TestClock::default();
     let later = LaterStore::new(&clock);
     later.answer(10);
@@ -218,7 +218,7 @@ async fn the_key_that_decides_is_known_with_a_store_that_answers_later() {
 }
 
 #[tokio::test]
-async fn a_refusal_by_the_token_takes_nothing_from_the_address() {
+async fn a_rejection_by_the_token_takes_nothing_from_the_address() {
     let (layer, _clock) = token_and_ip(1, 5);
     let service = layer.layer(Counting::default());
     assert_eq!(status(&service, from("192.0.2.1", "a")).await, 200);
@@ -232,7 +232,7 @@ async fn a_refusal_by_the_token_takes_nothing_from_the_address() {
 }
 
 #[tokio::test]
-async fn made_up_tokens_of_a_refused_address_take_nothing_and_push_out_nothing() {
+async fn made_up_tokens_of_a_rejected_address_evict_no_key() {
     let clock = TestClock::default();
     let layer = RateLimitLayer::by(BearerToken, Policy::new("token", Quota::per_hour(2)))
         .and_by(ClientIp::peer(), Policy::new("ip", Quota::per_hour(3)))
@@ -257,7 +257,7 @@ async fn made_up_tokens_of_a_refused_address_take_nothing_and_push_out_nothing()
 }
 
 #[tokio::test]
-async fn names_of_several_keys_stay_apart() {
+async fn quota_names_of_several_keys_are_distinct() {
     let layer = RateLimitLayer::by(by_user, Quota::per_hour(1))
         .and_by(ClientIp::peer(), Quota::per_hour(2));
     let admitted = send(&layer.layer(Counting::default()), user("alice")).await;
@@ -268,7 +268,7 @@ async fn names_of_several_keys_stay_apart() {
 }
 
 #[tokio::test]
-async fn costs_count_for_every_key() {
+async fn a_cost_is_charged_to_every_key() {
     let (layer, _clock) = token_and_ip(10, 6);
     let layer = layer.cost(|_: RequestHead<'_>| 4);
     let service = layer.layer(Counting::default());
@@ -288,7 +288,7 @@ async fn costs_count_for_every_key() {
 }
 
 #[tokio::test]
-async fn at_the_same_time_many_take_no_more_than_there_is() {
+async fn concurrent_requests_take_at_most_the_quota() {
     let (layer, _clock) = timed(
         by_user,
         Policy::new("a", Quota::per_hour(50)).and("b", Quota::per_day(40)),
@@ -323,9 +323,10 @@ fn quotas() -> impl Strategy<Value = Vec<Quota>> {
 }
 
 proptest! {
-    /// Whoever is alone on a key, waits as told and asks the same again is admitted.
+    /// A client that is alone on a key and waits for `Retry-After` is admitted with the same
+    /// request.
     #[test]
-    fn retry_after_is_honest(
+    fn retry_after_is_exact(
         quotas in quotas(),
         requests in proptest::collection::vec((0..5_000_000_000u64, 1..120u32), 1..60),
     ) {

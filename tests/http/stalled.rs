@@ -34,11 +34,11 @@ use crate::common::{
 use crate::servers::{get, http1, http2, serve};
 
 const STALL: Duration = ConcurrencyLimiter::DEFAULT_RECLAIM_AFTER;
-/// How many responses of a small limit are reclaimed and not gone at most.
+/// The maximum number of reclaimed responses that are still connected, for a small limit.
 const BOUND: usize = 256;
 const MILLI: Duration = Duration::from_millis(1);
 
-/// A layer whose only permit is with a response that has handed over one of several frames.
+/// A layer whose only permit is held by a response that has returned one of several frames.
 async fn stalled(layer: &ConcurrencyLimitLayer) -> (Frames, Response<PermitBody<Streamed>>) {
     let (frames, response) = stream_on(layer, request()).await;
     assert_eq!(layer.limiter().in_flight(), 1);
@@ -66,7 +66,7 @@ async fn a_stalled_response_loses_its_permit_to_a_request_that_needs_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_taken_while_there_is_capacity() {
+async fn no_permit_is_reclaimed_while_there_is_capacity() {
     let layer = ConcurrencyLimitLayer::new(2);
     let (frames, mut response) = stalled(&layer).await;
     frames.send("two");
@@ -82,7 +82,7 @@ async fn a_response_that_waits_for_its_handler_keeps_its_permit() {
     let (frames, response) = stalled(&layer).await;
     let mut body = task::spawn(response.into_body());
     for _ in 0..3 {
-        // The client has taken the frame, and the handler has no other one yet.
+        // The client has taken the frame, and the handler has not sent the next one.
         assert_pending!(body.enter(|cx, body| body.poll_frame(cx)));
         tokio::time::advance(10 * STALL).await;
         assert!(rejects(&layer).await);
@@ -108,7 +108,7 @@ async fn a_client_that_reads_slowly_keeps_its_permit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_response_that_is_stalled_for_longest_goes_first() {
+async fn the_response_stalled_for_longest_is_reclaimed_first() {
     let layer = ConcurrencyLimitLayer::new(2);
     let (_frames, mut first) = stalled(&layer).await;
     tokio::time::advance(SECOND).await;
@@ -186,7 +186,7 @@ impl Drop for TwoFrames {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_small_body_that_waits_between_its_frames_is_sent_whole() {
+async fn a_small_body_that_waits_between_frames_is_sent_whole() {
     let layer = ConcurrencyLimitLayer::new(1);
     let (frames, body) = streamed();
     let mut response = send(&layer.layer(bodies([Sized(body, 9)])), request()).await;
@@ -297,7 +297,7 @@ async fn a_stalled_response_that_moves_on_in_time_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_that_is_taken_by_hand_is_reclaimed_for() {
+async fn a_stalled_permit_is_reclaimed_for_the_limiter() {
     let layer = ConcurrencyLimitLayer::new(1);
     let (_frames, _response) = stalled(&layer).await;
     assert!(layer.limiter().try_acquire().is_err());
@@ -322,7 +322,7 @@ async fn a_waiting_request_gets_a_permit_when_a_response_is_stalled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waits_through_a_limit_of_0_gets_what_is_stalled() {
+async fn a_request_that_waits_through_a_limit_of_0_gets_a_stalled_permit() {
     let layer = ConcurrencyLimitLayer::new(1).wait(1, 10 * STALL);
     let (_frames, _response) = stream_on(&layer, request()).await;
     layer.limiter().set_limit(0);
@@ -339,7 +339,7 @@ async fn a_request_that_waits_through_a_limit_of_0_gets_what_is_stalled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waits_at_the_bound_gets_what_is_stalled_later() {
+async fn a_request_that_waits_at_the_bound_gets_a_later_stalled_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let mut gone = Vec::new();
     for _ in 0..=BOUND {
@@ -360,7 +360,7 @@ async fn a_request_that_waits_at_the_bound_gets_what_is_stalled_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_requests_take_no_more_than_they_need() {
+async fn waiting_requests_reclaim_no_more_than_they_need() {
     let layer = ConcurrencyLimitLayer::new(3).wait(8, 3 * STALL);
     let mut held = Vec::new();
     for _ in 0..3 {
@@ -377,7 +377,7 @@ async fn waiting_requests_take_no_more_than_they_need() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lowered_limit_is_reached_by_taking_all_that_is_stalled() {
+async fn a_lowered_limit_is_reached_by_reclaiming_stalled_permits() {
     let layer = ConcurrencyLimitLayer::new(8);
     let mut held = Vec::new();
     for _ in 0..8 {
@@ -391,7 +391,7 @@ async fn a_lowered_limit_is_reached_by_taking_all_that_is_stalled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_at_its_limit_gets_back_its_own_permit_and_no_other() {
+async fn a_key_at_its_limit_reclaims_only_its_own_permit() {
     let layer = ConcurrencyLimitLayer::new(0).per_key(ApiKey::default(), 1);
     let from = |key: &str| with_header("x-api-key", key);
     let mut held = Vec::new();
@@ -448,7 +448,7 @@ async fn a_busy_key_hides_no_stalled_response_of_another_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_charged_at_two_places_loses_only_what_helps() {
+async fn a_key_charged_at_two_limits_loses_only_permits_that_help() {
     let token = |head: RequestHead<'_>| {
         let name = head.headers.get("x-api-key").and_then(|v| v.to_str().ok());
         Some(Key::id("who", name.unwrap_or("address")))
@@ -466,7 +466,7 @@ async fn a_key_that_is_charged_at_two_places_loses_only_what_helps() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stall_limit_of_hours_panics_nowhere() {
+async fn a_reclaim_time_of_hours_does_not_panic() {
     for limit in [Duration::from_secs(7200), Duration::MAX] {
         let layer = ConcurrencyLimitLayer::new(1).reclaim_after(Some(limit));
         let (_frames, _response) = stream_on(&layer, request()).await;
@@ -478,7 +478,7 @@ async fn a_stall_limit_of_hours_panics_nowhere() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_gets_its_slot_back_too() {
+async fn a_reclaimed_permit_releases_its_slot_in_the_store() {
     let store = MemoryStore::new();
     let layer = || {
         ConcurrencyLimitLayer::new(1)
@@ -497,7 +497,7 @@ async fn a_store_gets_its_slot_back_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_store_makes_a_replica_end_what_is_stalled_there() {
+async fn a_full_store_makes_a_replica_end_its_stalled_responses() {
     let store = MemoryStore::new();
     let layer = || {
         ConcurrencyLimitLayer::new(2)
@@ -508,7 +508,7 @@ async fn a_full_store_makes_a_replica_end_what_is_stalled_there() {
     let (frames, _response) = stalled(&one).await;
     let elsewhere = other.limiter().acquire_for(&[]).await.unwrap();
     tokio::time::advance(STALL).await;
-    // There is room here, but not in the store.
+    // The replica has capacity, but the store does not.
     assert!(rejects(&one).await);
     assert!(frames.is_dropped());
     assert!(!rejects(&one).await, "the next one finds it free");
@@ -551,7 +551,7 @@ async fn nested_layers_reclaim_from_the_same_response() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bounded_number_of_responses_is_reclaimed_and_not_gone() {
+async fn the_number_of_reclaimed_responses_is_bounded() {
     let layer = ConcurrencyLimitLayer::new(1);
     let mut gone = Vec::new();
     let mut admitted = 0;
@@ -572,7 +572,7 @@ async fn a_bounded_number_of_responses_is_reclaimed_and_not_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bounded_number_is_reclaimed_and_not_gone_where_only_keys_have_limits() {
+async fn the_number_of_reclaimed_responses_is_bounded_without_a_total() {
     let layer = ConcurrencyLimitLayer::new(0).per_key(ApiKey::default(), 1);
     let mut gone = Vec::new();
     for _ in 0..BOUND + 4 {
@@ -590,7 +590,7 @@ async fn a_bounded_number_is_reclaimed_and_not_gone_where_only_keys_have_limits(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_limit_does_not_inherit_what_another_one_reclaimed() {
+async fn a_new_limit_does_not_inherit_reclaimed_responses() {
     let mut lingering = Vec::new();
     {
         let layer = ConcurrencyLimitLayer::new(1);
@@ -627,7 +627,7 @@ impl Observer for Reclaims {
 }
 
 #[tokio::test(start_paused = true)]
-async fn observers_see_what_is_reclaimed() {
+async fn observers_see_a_reclaimed_permit() {
     let reclaims = Reclaims::default();
     let (seen, _released) = Seen::new();
     let layer = ConcurrencyLimitLayer::new(1)
@@ -670,7 +670,7 @@ async fn a_dry_run_takes_the_permit_of_a_stalled_response_and_does_not_end_it() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn observers_see_the_address_of_a_response_that_is_reclaimed() {
+async fn observers_see_the_address_of_a_reclaimed_response() {
     let reclaims = Reclaims::default();
     let layer = ConcurrencyLimitLayer::new(1)
         .name("api")
@@ -701,7 +701,7 @@ fn endless(layer: &ConcurrencyLimitLayer) -> Router {
         .layer(layer.clone())
 }
 
-/// Asks until the answer is 200.
+/// Sends requests until the answer is 200.
 async fn gets_in(address: std::net::SocketAddr) -> Response<Incoming> {
     let asking = async {
         loop {

@@ -1,4 +1,4 @@
-//! What the bound on keys forgets, and the limit per address that keeps it from forgetting.
+//! Evictions at the bound on keys, and the limit per address that prevents them.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ fn admits(limiter: &RateLimiter, key: &str, cost: u32) -> bool {
     decision.is_admitted()
 }
 
-/// Many keys that have used almost all that they may.
+/// Many keys that have used almost all of their quota.
 fn flood(limiter: &RateLimiter) {
     for number in 0..5000 {
         admits(limiter, &format!("made up {number}"), 19);
@@ -32,7 +32,7 @@ fn flood(limiter: &RateLimiter) {
 }
 
 #[test]
-fn a_key_that_is_rejected_at_a_cost_of_one_is_never_forgotten() {
+fn a_key_rejected_at_cost_one_is_never_evicted() {
     for quota in QUOTAS {
         let limiter = small(quota);
         assert!(admits(&limiter, "victim", 20));
@@ -43,9 +43,9 @@ fn a_key_that_is_rejected_at_a_cost_of_one_is_never_forgotten() {
     }
 }
 
-/// The rest of the sentence in the documentation.
+/// The second half of the sentence in the documentation.
 #[test]
-fn a_key_that_is_rejected_at_a_higher_cost_may_be_forgotten() {
+fn a_key_rejected_at_a_higher_cost_may_be_evicted() {
     for quota in QUOTAS {
         let limiter = small(quota);
         assert!(admits(&limiter, "victim", 15));
@@ -55,10 +55,10 @@ fn a_key_that_is_rejected_at_a_higher_cost_may_be_forgotten() {
     }
 }
 
-/// How many buckets are forgotten that are not full, when so many addresses make up a token for each
-/// request, as fast as they are admitted, next to a limit of 10/s burst 20 for a token and of 100/s for
-/// an address.
-async fn forgotten_with(addresses: usize, max_keys: usize) -> u64 {
+/// The number of evicted buckets that were not full, when this many addresses make up a token for
+/// each request, as fast as they are admitted. The limits are 10/s burst 20 per token and 100/s per
+/// address.
+async fn evicted_with(addresses: usize, max_keys: usize) -> u64 {
     let clock = TestClock::default();
     let store = MemoryStore::new().max_keys(max_keys).clock(clock.clone());
     let layer = RateLimitLayer::by(
@@ -90,9 +90,9 @@ async fn forgotten_with(addresses: usize, max_keys: usize) -> u64 {
 
 #[tokio::test]
 async fn a_limit_per_address_protects_the_table() {
-    // An address starts at most its burst and what it regains within the 2 s in which a token's bucket
-    // fills: 100 + 2 * 100. Three of them start 900 tokens.
-    assert_eq!(forgotten_with(3, 1000).await, 0);
+    // An address starts at most its burst and what it regains in the 2 s in which a token's bucket
+    // fills: 100 + 2 * 100. Three addresses start 900 tokens.
+    assert_eq!(evicted_with(3, 1000).await, 0);
     // Twenty start 2,000 at once.
-    assert!(forgotten_with(20, 1000).await > 0);
+    assert!(evicted_with(20, 1000).await > 0);
 }

@@ -1,4 +1,4 @@
-//! Tiers: named sets of limits, of which each counts apart.
+//! Tiers: named sets of limits with separate buckets.
 
 use std::sync::{Arc, Mutex};
 
@@ -69,7 +69,7 @@ async fn set(limits: &Limits, key: &str, limit: &str) {
 }
 
 #[tokio::test]
-async fn each_tier_has_its_numbers_and_counts_apart() {
+async fn each_tier_has_its_numbers_and_separate_buckets() {
     let (layer, clock) = timed(by_user, free_and_pro());
     let service = layer.tier_by(plan).layer(Counting::default());
     for left in [2, 1, 0] {
@@ -87,7 +87,7 @@ async fn each_tier_has_its_numbers_and_counts_apart() {
     let body = text(rejected).await;
     assert!(body.contains("[\"calls\"]"), "{body}");
 
-    // Nothing of this counts in the other tier, nor the other way round.
+    // None of this counts in the other tier, nor the reverse.
     let response = send(&service, of_plan("pro")).await;
     assert_eq!(
         header(&response, "ratelimit-policy"),
@@ -117,7 +117,7 @@ async fn each_tier_has_its_numbers_and_counts_apart() {
 }
 
 #[tokio::test]
-async fn an_unknown_tier_is_the_default() {
+async fn an_unknown_tier_uses_the_defaults() {
     let (layer, _clock) = timed(by_user, free_and_pro());
     let service = layer.clone().tier_by(plan).layer(Counting::default());
     for plan in ["", "PRO", "pro ", "free", "unknown"] {
@@ -177,7 +177,7 @@ fn an_unknown_tier_is_logged_once_for_concurrency() {
 
 /// The key's override, else the tier that is stored for it, else `tier_by`, else the default: quota by quota.
 #[tokio::test]
-async fn the_numbers_are_resolved_quota_by_quota() {
+async fn limits_are_resolved_quota_by_quota() {
     let clock = TestClock::default();
     let limits = Limits::new()
         .tier("pro", "calls=60/h, daily=1000/day")
@@ -253,7 +253,7 @@ async fn a_key_that_moves_to_another_tier_finds_its_buckets_there() {
     let alice: KeyName = "user:alice".parse().unwrap();
     limits.delete(&alice).await.unwrap();
     assert_eq!(status(&service, user("alice")).await, 429);
-    // As often as it moves, it gets nothing anew.
+    // Moving between tiers never refills a bucket.
     for _ in 0..10 {
         set(&limits, "user:alice", "tier=pro").await;
         assert_eq!(status(&service, user("alice")).await, 429);
@@ -328,7 +328,7 @@ async fn handlers_find_each_number_by_its_name() {
 }
 
 #[tokio::test]
-async fn what_a_handler_charges_and_refunds_is_of_the_requests_tier() {
+async fn a_handler_charges_and_refunds_the_tier_of_its_request() {
     let (layer, _clock) = timed(by_user, free_and_pro());
     let limiter = layer.limiter();
     let left = move |tier: Option<&str>| {
@@ -418,7 +418,7 @@ async fn each_of_two_policies_has_its_tiers() {
 }
 
 #[tokio::test]
-async fn a_tier_goes_with_all_that_a_layer_has() {
+async fn a_tier_works_with_every_setting_of_a_layer() {
     let clock = TestClock::default();
     let limits = Limits::new();
     let (seen, _released) = Seen::new();
@@ -495,7 +495,7 @@ async fn all_dialects_report_the_numbers_of_the_tier() {
 }
 
 #[tokio::test]
-async fn a_dry_run_goes_by_the_tiers_limit() {
+async fn a_dry_run_uses_the_limit_of_the_tier() {
     let (layer, _clock) = timed(by_user, free_and_pro());
     let (seen, _released) = Seen::new();
     let service = layer
@@ -511,7 +511,7 @@ async fn a_dry_run_goes_by_the_tiers_limit() {
     assert!(seen.take().pop().unwrap().starts_with("would reject"));
 }
 
-/// A key has one count in all tiers: the tier only selects the number.
+/// A key has one count in all tiers; the tier only selects the limit.
 #[tokio::test]
 async fn a_tier_selects_how_many_of_a_key_may_be_in_flight() {
     let limits = Limits::new().tier("pro", "jobs=3 concurrent");
@@ -537,7 +537,7 @@ async fn a_tier_selects_how_many_of_a_key_may_be_in_flight() {
     assert_eq!(status(&service, user("alice")).await, 429);
     assert_eq!(status(&service, of_plan("pro")).await, 200);
 
-    // What is stored goes before what `tier_by` selects, and an override before both.
+    // A stored tier takes precedence over `tier_by`, and an override over both.
     set(&limits, "user:alice", "tier=pro").await;
     let stored = send(&service, user("alice")).await;
     assert_eq!(stored.status(), 200);
@@ -552,16 +552,16 @@ async fn a_tier_selects_how_many_of_a_key_may_be_in_flight() {
 
 #[test]
 #[should_panic(expected = "this store has no tiers")]
-fn a_store_without_tiers_is_refused_when_the_limit_is_opened() {
+fn a_store_without_tiers_is_rejected_when_the_limit_is_opened() {
     let later = LaterStore::new(&TestClock::default());
     let _ = RateLimitLayer::by(by_user, free_and_pro())
         .store(later)
         .limiter();
 }
 
-/// A policy that is renamed, since another has its name, keeps its tiers.
+/// A policy that is renamed because its name is taken keeps its tiers.
 #[tokio::test]
-async fn a_policy_that_is_renamed_keeps_its_tiers() {
+async fn a_renamed_policy_keeps_its_tiers() {
     let (layer, _clock) = timed(by_user, Policy::new("calls", Quota::per_hour(100)));
     let ip = Policy::new("calls", Quota::per_hour(50))
         .and("daily", Quota::per_hour(60))
@@ -575,9 +575,9 @@ async fn a_policy_that_is_renamed_keeps_its_tiers() {
     );
 }
 
-/// Also after the key got another tier.
+/// The refund goes to the charged tier, even after the key moved to another tier.
 #[tokio::test]
-async fn what_is_given_back_goes_where_it_was_taken() {
+async fn a_refund_goes_to_the_charged_tier() {
     let clock = TestClock::default();
     let limits = Limits::new().tier("pro", "10/h");
     let layer = RateLimitLayer::by(by_user, Quota::per_hour(3))
@@ -612,7 +612,7 @@ async fn what_is_given_back_goes_where_it_was_taken() {
     for status in first {
         status.refund(1).now().unwrap();
     }
-    // None was taken from the tier that is given back.
+    // The refunds did not go to the current tier.
     assert_eq!(status(&service, user("alice")).await, 429);
     limits.delete(&"user:alice".parse().unwrap()).await.unwrap();
     assert_eq!(left(None), 3);

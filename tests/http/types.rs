@@ -1,4 +1,4 @@
-//! What can be sent between threads, and stored.
+//! Auto traits and boxing of public types.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -25,7 +25,7 @@ fn shared<T: Send + Sync + 'static>() {}
 fn sent<T: Send + 'static>() {}
 
 #[test]
-fn types_go_between_threads() {
+fn public_types_are_send_and_sync() {
     shared::<(
         AccessLayer,
         access::Access<()>,
@@ -69,7 +69,7 @@ fn types_go_between_threads() {
     sent::<Reply<Decision>>();
 }
 
-/// A service whose future is not `Sync`, as that of an `async` block often is not.
+/// A service whose future is not `Sync`, as is common for an `async` block.
 #[derive(Clone)]
 struct OnlySend;
 
@@ -92,7 +92,7 @@ impl Service<Request<()>> for OnlySend {
 }
 
 #[test]
-fn futures_of_services_that_can_be_sent_can_be_sent() {
+fn response_futures_of_send_services_are_send() {
     sent::<concurrency::ResponseFuture<OnlySend, (), Full<Bytes>>>();
     sent::<rate::ResponseFuture<OnlySend, (), Full<Bytes>>>();
     // A request body that is not `Sync`.
@@ -105,7 +105,7 @@ fn futures_of_services_that_can_be_sent_can_be_sent() {
 }
 
 #[tokio::test]
-async fn services_can_be_boxed_without_naming_them() {
+async fn services_can_be_boxed() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1));
     let inner = tower::service_fn(|_: Request<()>| async { Ok::<_, Infallible>(ok()) });
     let both = ConcurrencyLimitLayer::new(1).layer(layer.layer(inner));
@@ -115,7 +115,7 @@ async fn services_can_be_boxed_without_naming_them() {
 }
 
 #[test]
-fn the_service_inside_can_be_reached() {
+fn the_inner_service_is_accessible() {
     let mut one = ConcurrencyLimitLayer::new(1).layer(7);
     *one.get_mut() += 1;
     assert_eq!((*one.get_ref(), one.into_inner()), (8, 8));
@@ -128,7 +128,7 @@ fn the_service_inside_can_be_reached() {
 }
 
 #[test]
-fn what_is_shown_has_no_secret_in_it() {
+fn debug_output_contains_no_secret() {
     let layer = RateLimitByTokenLayer::new(Policy::new("name", Quota::per_hour(1)));
     let _ = layer
         .limiter()

@@ -1,4 +1,4 @@
-//! Requests that become connections.
+//! Requests whose connection is upgraded.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -33,7 +33,7 @@ async fn echo(permit: UpgradePermit, upgrade: WebSocketUpgrade) -> Response {
 
 type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
-/// A connection that has been used, so that the response to its request has long ended.
+/// A connection that has been used, so the response to its request has ended.
 async fn connect(address: SocketAddr) -> Socket {
     let (mut socket, response) = connect_async(format!("ws://{address}/ws")).await.unwrap();
     assert_eq!(response.status(), 101);
@@ -94,11 +94,11 @@ async fn a_websocket_counts_for_every_layer_around_it() {
 }
 
 #[tokio::test]
-async fn an_upgrade_header_on_an_ordinary_request_ends_nothing_early() {
+async fn an_upgrade_header_on_an_ordinary_request_keeps_the_permit() {
     let layer = ConcurrencyLimitLayer::new(1);
     let (frames, body) = streamed();
     let body = std::sync::Arc::new(std::sync::Mutex::new(Some(body)));
-    // The handler knows nothing of upgrades, and drops its request at once.
+    // The handler ignores upgrades, and drops its request at once.
     let streaming = layer.layer(answering(move |request: Request<()>| {
         drop(request);
         http::Response::new(body.lock().unwrap().take().unwrap())
@@ -167,7 +167,7 @@ async fn the_permit_of_an_upgrade_is_held_until_its_last_clone_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_response_that_does_not_upgrade_counts_as_any_other() {
+async fn a_response_without_an_upgrade_counts_as_usual() {
     for (request, status) in [
         (upgrading(), 200),
         (upgrading(), 426),
@@ -186,7 +186,7 @@ async fn a_response_that_does_not_upgrade_counts_as_any_other() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_its_handler_does_not_hold_ends_with_its_response() {
+async fn an_upgrade_without_a_held_permit_ends_with_its_response() {
     let layer = ConcurrencyLimitLayer::new(1);
     let (service, mut kept) = keeping(&layer, 101);
     let mut calls = tokio_test::task::spawn(service.oneshot(upgrading()));
@@ -206,7 +206,7 @@ async fn only_requests_that_ask_for_an_upgrade_are_offered_a_permit() {
 }
 
 #[tokio::test]
-async fn a_handler_that_does_not_keep_the_permit_gives_it_back() {
+async fn a_handler_that_drops_the_permit_releases_it() {
     let layer = ConcurrencyLimitLayer::new(1);
     let service = layer.layer(Counting::default());
     drop(send(&service, upgrading()).await);
@@ -214,7 +214,7 @@ async fn a_handler_that_does_not_keep_the_permit_gives_it_back() {
 }
 
 #[tokio::test]
-async fn the_extractor_holds_nothing_where_there_is_nothing_to_hold() {
+async fn the_extractor_holds_no_permit_without_an_upgrade() {
     let handler = |permit: UpgradePermit| async move { permit.is_held().to_string() };
     let app = Router::new()
         .route("/limited", route(handler))

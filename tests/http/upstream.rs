@@ -1,4 +1,4 @@
-//! Limits that a proxied service reports itself, next to those of a layer.
+//! Limits that a proxied service reports, together with those of a layer.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -43,7 +43,7 @@ fn members(headers: &HeaderMap, field: &str) -> Result<Vec<(String, String)>, St
 
 type Lines = Vec<(&'static str, Vec<u8>)>;
 
-/// What a client reads of a service that answers with these lines, behind a layer.
+/// The fields that a client reads from a service with these lines, behind a layer.
 fn proxied(
     policy: Policy,
     dialect: RateLimitHeaders,
@@ -99,7 +99,7 @@ fn a_member_with_the_name_of_a_quota_is_replaced_and_others_stay() {
 }
 
 #[test]
-fn a_field_that_is_no_list_is_replaced() {
+fn an_invalid_field_is_replaced() {
     for theirs in [
         "limit=100, remaining=50, reset=30",
         "100, 100;w=60",
@@ -155,7 +155,7 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn fields_of_any_upstream_are_one_list_that_names_each_quota_once(
+    fn the_fields_of_any_upstream_merge_into_one_list(
         limits in vec(text(), 0..4),
         policies in vec(text(), 0..4),
     ) {
@@ -185,7 +185,7 @@ fn three(response: &Response<impl Sized>, prefix: &str) -> [u64; 3] {
 }
 
 #[test]
-fn three_separate_fields_are_of_one_limit() {
+fn three_separate_fields_report_one_limit() {
     const OURS: [u64; 3] = [5, 4, 720];
     for (dialect, prefix) in [
         (RateLimitHeaders::Legacy, "x-ratelimit"),
@@ -218,10 +218,10 @@ fn three_separate_fields_are_of_one_limit() {
         assert_eq!(told(&[(0, "9, 9;w=1"), (1, "1"), (2, "60")]), OURS);
         assert_eq!(told(&[(0, "9"), (1, "1"), (1, "2"), (2, "60")]), OURS);
         assert_eq!(told(&[(0, "9"), (1, "1"), (2, "1800000000")]), OURS);
-        // Whole: the tighter one.
+        // The tighter limit is reported as a whole.
         assert_eq!(told(&[(0, "9"), (1, "3"), (2, "60")]), [9, 3, 60]);
         assert_eq!(told(&[(0, "9"), (1, "5"), (2, "60")]), OURS);
-        // As tight: the one that resets later.
+        // With equal remaining requests, the one that resets later.
         assert_eq!(told(&[(0, "9"), (1, "4"), (2, "721")]), [9, 4, 721]);
         assert_eq!(told(&[(0, "9"), (1, "4"), (2, "719")]), OURS);
     }
@@ -240,7 +240,7 @@ fn of_two_quotas_with_equal_remaining_the_one_that_resets_later_is_reported() {
 }
 
 #[test]
-fn draft_6_has_three_fields_and_the_policies_with_a_window() {
+fn the_draft_6_fields_report_policies_with_a_window() {
     let policy = Policy::new("burst", Quota::per_second(10).burst(20))
         .and("short", Quota::per_second(100).burst(50))
         .and("daily", Quota::per_day(1000));
@@ -268,7 +268,7 @@ fn draft_6_has_three_fields_and_the_policies_with_a_window() {
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the layer reads the wall clock")]
-fn a_reset_can_be_an_epoch_that_is_never_too_early() {
+fn a_reset_as_a_timestamp_is_never_too_early() {
     let epoch = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let told = |upstream: Lines| {
         let policy = Policy::from(Quota::per_hour(5));
@@ -277,7 +277,7 @@ fn a_reset_can_be_an_epoch_that_is_never_too_early() {
     };
     let wait = Duration::from_secs(720);
     for reset in ["", "60"] {
-        // What an upstream reports in seconds is not mixed with epochs.
+        // Seconds reported by an upstream are not mixed with timestamps.
         let upstream = vec![
             line("x-ratelimit-limit", "9"),
             line("x-ratelimit-remaining", "1"),

@@ -1,4 +1,4 @@
-//! The line of those who wait for capacity.
+//! The queue of requests that wait for capacity.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::common::{Counting, SECOND, by_user, header, request, status, user};
 
 type Waiting = Spawn<ResponseFuture<Counting, (), http_body_util::Full<bytes::Bytes>>>;
 
-/// A limit of one, which is taken.
+/// A limit of one, which is in use.
 fn full(max_waiting: usize) -> (ConcurrencyLimitLayer, ConcurrencyLimit<Counting>, Permit) {
     let layer = ConcurrencyLimitLayer::new(1).wait(max_waiting, 60 * SECOND);
     let service = layer.layer(Counting::default());
@@ -27,7 +27,7 @@ fn joins(service: &ConcurrencyLimit<Counting>) -> Waiting {
 }
 
 #[tokio::test(start_paused = true)]
-async fn first_come_first_served() {
+async fn requests_are_served_in_order_of_arrival() {
     let (_layer, service, permit) = full(10);
     let mut line: Vec<_> = (0..3).map(|_| joins(&service)).collect();
     drop(permit);
@@ -44,11 +44,11 @@ async fn first_come_first_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_overtakes_the_line() {
+async fn no_request_overtakes_the_queue() {
     let (layer, service, permit) = full(10);
     let mut first = joins(&service);
     drop(permit);
-    // The slot is on its way to the first.
+    // The permit is already granted to the first waiter.
     assert!(layer.limiter().try_acquire().is_err());
     let mut second = joins(&service);
     drop(assert_ready_ok!(first.poll()));
@@ -57,7 +57,7 @@ async fn nobody_overtakes_the_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_reaches_the_inner_service_only_when_it_is_served() {
+async fn a_queued_request_reaches_the_inner_service_only_with_a_permit() {
     let inner = Counting::default();
     let layer = ConcurrencyLimitLayer::new(1).wait(1, SECOND);
     let service = layer.layer(inner.clone());
@@ -70,18 +70,18 @@ async fn a_waiter_reaches_the_inner_service_only_when_it_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_line_refuses_at_once() {
+async fn a_full_queue_rejects_at_once() {
     let (_layer, service, permit) = full(2);
     let mut line = [joins(&service), joins(&service)];
     assert_eq!(status(&service, request()).await, 503);
     drop(permit);
     drop(assert_ready_ok!(line[0].poll()));
-    let _third = joins_or_served(&service);
+    let _third = queued_or_served(&service);
     drop(assert_ready_ok!(line[1].poll()));
 }
 
-/// Fits the line, whether or not it is served already.
-fn joins_or_served(service: &ConcurrencyLimit<Counting>) -> Waiting {
+/// Fits the queue, whether or not it is served already.
+fn queued_or_served(service: &ConcurrencyLimit<Counting>) -> Waiting {
     let mut waiting = task::spawn(service.clone().call(request()));
     if let std::task::Poll::Ready(response) = waiting.poll() {
         assert_eq!(response.unwrap().status(), 200);
@@ -90,13 +90,13 @@ fn joins_or_served(service: &ConcurrencyLimit<Counting>) -> Waiting {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_in_a_line_of_none() {
+async fn no_request_waits_in_a_queue_of_size_0() {
     let (_layer, service, _permit) = full(0);
     assert_eq!(status(&service, request()).await, 503);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_is_bounded() {
+async fn the_wait_is_bounded() {
     let inner = Counting::default();
     let layer = ConcurrencyLimitLayer::new(1).wait(1, 60 * SECOND);
     let service = layer.layer(inner.clone());
@@ -114,7 +114,7 @@ async fn the_time_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_that_came_in_time_counts_when_it_is_looked_at_late() {
+async fn a_permit_granted_in_time_counts_if_polled_late() {
     let (layer, service, permit) = full(1);
     let mut waiting = joins(&service);
     drop(permit);
@@ -126,7 +126,7 @@ async fn a_slot_that_came_in_time_counts_when_it_is_looked_at_late() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_goes_away_frees_its_place() {
+async fn a_cancelled_waiter_frees_its_place() {
     let (_layer, service, _permit) = full(1);
     for _ in 0..100 {
         drop(joins(&service));
@@ -136,7 +136,7 @@ async fn a_waiter_that_goes_away_frees_its_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_on_its_way_to_a_waiter_that_goes_away_is_not_lost() {
+async fn a_permit_granted_to_a_cancelled_waiter_is_not_lost() {
     let (layer, service, permit) = full(3);
     let (first, mut second, third) = (joins(&service), joins(&service), joins(&service));
     drop(permit);
@@ -149,7 +149,7 @@ async fn a_slot_on_its_way_to_a_waiter_that_goes_away_is_not_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn raising_the_limit_serves_the_line() {
+async fn raising_the_limit_serves_the_queue() {
     let (layer, service, _permit) = full(3);
     let mut line: Vec<_> = (0..3).map(|_| joins(&service)).collect();
     layer.limiter().set_limit(3);
@@ -161,7 +161,7 @@ async fn raising_the_limit_serves_the_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lowering_the_limit_serves_the_line_later() {
+async fn lowering_the_limit_serves_the_queue_later() {
     let layer = ConcurrencyLimitLayer::new(2).wait(1, 60 * SECOND);
     let service = layer.layer(Counting::default());
     let one = layer.limiter().try_acquire().unwrap();
@@ -175,7 +175,7 @@ async fn lowering_the_limit_serves_the_line_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_counts_for_its_key() {
+async fn a_queued_request_counts_for_its_key() {
     let layer = ConcurrencyLimitLayer::new(1)
         .per_key(by_user, 1)
         .wait(9, 60 * SECOND);
@@ -193,7 +193,7 @@ async fn a_waiter_counts_for_its_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_waiters_are_all_served_or_told() {
+async fn many_waiters_are_all_served_or_rejected() {
     let layer = ConcurrencyLimitLayer::new(2).wait(20, 60 * SECOND);
     let service = layer.layer(tower::service_fn(|_: http::Request<()>| async {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -215,7 +215,7 @@ async fn many_waiters_are_all_served_or_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_longest_and_the_shortest_time() {
+async fn waits_of_any_duration_work() {
     let layer = ConcurrencyLimitLayer::new(1);
     let longest = layer
         .clone()
@@ -235,9 +235,9 @@ async fn the_longest_and_the_shortest_time() {
     assert_eq!(status(&shortest, request()).await, 200);
 }
 
-/// Whoever has been given a slot does not wait, even if its task has not run yet.
+/// A request with a granted permit does not wait, even if its task has not run yet.
 #[tokio::test(start_paused = true)]
-async fn a_slot_on_its_way_leaves_a_place_in_the_line() {
+async fn a_granted_permit_frees_its_place_in_the_queue() {
     let (_layer, service, permit) = full(1);
     let mut first = joins(&service);
     drop(permit);

@@ -71,9 +71,9 @@ fn count(app: &App, requests: u64) -> Option<u64> {
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
         counted => counted.expect("valgrind runs"),
     };
-    let output = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{output}");
-    let (_, count) = output.split_once("Collected : ").expect("a count");
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{report}");
+    let (_, count) = report.split_once("Collected : ").expect("a count");
     let count = count.split_whitespace().next().expect("a count");
     Some(count.parse().expect("a number"))
 }

@@ -1,35 +1,36 @@
-//! Slots that are asked for, as many as share a call.
+//! Acquires permits: several requests share a call.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::Again;
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::client::Retry;
 use super::lanes::{Calls, LaneKey, Lanes};
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, OfKeys, Slots, new_id, or_none};
 use tower_admission::store::FailureKind;
 use tower_admission::store::{AcquireOutcome, LeaseGuard, LeaseLimits};
 
-/// All slots of a limiter count in one total.
+/// All permits of a limiter count towards one total, so they share one lane.
 pub(super) const LANE: LaneKey = [0, 0];
 
-/// Slots in one call at most: while the server decides it, it does nothing else, for a millisecond or so.
-const MOST: usize = 128;
+/// The maximum number of permits in one call. The server does nothing else while it decides a call: about a millisecond
+/// at this size.
+const MAX_BATCH: usize = 128;
 
-/// A slot that is asked for.
+/// A requested permit.
 pub(super) struct Wanted {
     lease: Lease,
     limits: LeaseLimits,
 }
 
-/// A lease, from before it is asked for: however its story ends, it is given back.
+/// A lease, created before its call, so that every outcome releases it.
 struct Lease {
     slots: Arc<Slots>,
     id: u64,
     of_keys: OfKeys,
-    /// Whether the store was asked and has not said no.
+    /// Whether the store may have granted it.
     may_be_taken: bool,
 }
 
@@ -39,15 +40,15 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if self.may_be_taken {
             let of_keys = std::mem::take(&mut self.of_keys);
-            self.slots.give_back(self.id, of_keys);
+            self.slots.queue_release(self.id, of_keys);
         }
     }
 }
 
-/// One of whose keys holds something else.
+/// The outcome when a key holds other data.
 const WRONG: i64 = -3;
 
-/// What `acquire.lua` answers of one.
+/// The answer of `acquire.lua` for one lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Granted,
@@ -56,7 +57,7 @@ enum Outcome {
         place: usize,
     },
     Late,
-    /// One of its keys holds something else.
+    /// A key holds other data.
     Wrong,
 }
 
@@ -96,7 +97,7 @@ impl Calls for Slots {
         self: &Arc<Self>,
         requests: impl Iterator<Item = &'a LeaseLimits>,
     ) -> (Vec<Wanted>, usize) {
-        let wanted = requests.take(MOST).map(|limits| self.wanted(limits));
+        let wanted = requests.take(MAX_BATCH).map(|limits| self.wanted(limits));
         let wanted: Vec<_> = wanted.collect();
         let size = wanted.len();
         (wanted, size)
@@ -112,8 +113,8 @@ impl Calls for Slots {
             .as_ref()
             .is_ok_and(|all| all.contains(&Outcome::Late))
         {
-            // But here is its asker, waiting. So it is the first, or the clocks have drifted apart
-            // since the last answer, and with this one's time it is in time.
+            // The caller still waits. So this is the first call, or the clocks have drifted apart since the last
+            // answer. The time in this answer makes the next call valid.
             outcomes = self.ask(&wanted, deadline).await;
         }
         match outcomes {
@@ -125,7 +126,7 @@ impl Calls for Slots {
             }
             Err(error) => {
                 let unavailable = wanted.iter_mut().map(|wanted| {
-                    // If it was not sent, there is nothing to give back.
+                    // A call that was not sent took nothing.
                     wanted.lease.may_be_taken = error.was_sent();
                     None
                 });
@@ -165,7 +166,7 @@ impl Slots {
         }
     }
 
-    /// Asks for slots in their order of arrival.
+    /// Acquires permits in their order of arrival.
     async fn ask(&self, wanted: &[Wanted], deadline: Instant) -> Result<Vec<Outcome>, CallError> {
         let mut keys = vec![self.names.total.clone()];
         let mut arguments = self.arguments(Instant::now(), self.ttl());
@@ -177,8 +178,8 @@ impl Slots {
         }
         let client = &self.store.client;
         let script = &self.store.leases.acquire;
-        // The ids make a second one the same as the first.
-        let answer = client.run(script, &keys, &*arguments, deadline, Again::Once);
+        // A repeated call has the same ids, and so the same effect.
+        let answer = client.run(script, &keys, &*arguments, deadline, Retry::Once);
         let wrong = || client.failed(CallError::new(FailureKind::WrongData).after_sending());
         let answer: Vec<redis::Value> = answer.await?;
         let [time, epoch, outcomes @ ..] = &*answer else {

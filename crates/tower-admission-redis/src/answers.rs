@@ -1,37 +1,37 @@
-//! What the script answers about runs of requests.
+//! Parses the answers of the script that decides requests.
 
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::charged::{KeyRules, Run, micros_per_request};
-use super::failure::CallError;
+use super::arguments::{KeyRules, Run, micros_per_request};
+use super::call_error::CallError;
 use tower_admission::Usage;
 use tower_admission::store::FailureKind;
 use tower_admission::{Rule, provider::RuleKind};
 
-/// What became of one run.
+/// The outcome of one run.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// How many of its requests were granted, the first ones.
+    /// The number of admitted requests, which are the first ones of the run.
     pub(super) granted: u32,
     cost: u32,
-    /// Of its keys, one after the other.
+    /// The quotas of its keys, one key after the other.
     quotas: SmallVec<[QuotaOutcome; 2]>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct QuotaOutcome {
     rule: Rule,
-    /// After the first grant.
+    /// After the first admission.
     first: Room,
-    /// After the last.
+    /// After the last admission.
     rest: Room,
-    /// The time in microseconds until a request fits that was not granted: 0 now, -1 never.
+    /// The time in microseconds until a rejected request fits: 0 for now, -1 for never.
     wait: i64,
 }
 
-/// What a quota has left.
+/// The room of a quota.
 #[derive(Clone, Copy, Debug, Default)]
 struct Room {
     left: u64,
@@ -40,8 +40,8 @@ struct Room {
 }
 
 impl Outcome {
-    /// What the decision of the run's request at this place, counted from 0, has of each quota, in order; `None` of a
-    /// quota that is off.
+    /// The usage of each quota, in order, for the n-th request of the run, counted from 0; `None` for a quota that is
+    /// off.
     pub(super) fn usages(&self, nth: u32) -> impl Iterator<Item = Option<Usage>> {
         self.quotas.iter().map(move |quota| {
             let limits = quota.rule.kind() != RuleKind::Unlimited;
@@ -90,7 +90,7 @@ fn micros(number: u64) -> Duration {
     Duration::from_micros(number)
 }
 
-/// What a script answered about runs; `None` of a run with a key that holds something else than quotas.
+/// The outcomes of runs; `None` for a run with a key that holds other data.
 pub(super) fn parse(
     numbers: &[i64],
     rules: &[KeyRules],
@@ -104,7 +104,7 @@ pub(super) fn parse(
         .ok_or_else(|| CallError::new(FailureKind::WrongData).after_sending())
 }
 
-/// The outer `None` means that the answer cannot be read.
+/// The outer `None` means that the answer is invalid.
 fn outcome(
     numbers: &mut impl Iterator<Item = i64>,
     rules: &[KeyRules],
@@ -154,7 +154,7 @@ fn room(numbers: &mut impl Iterator<Item = i64>) -> Option<Room> {
     })
 }
 
-/// The usages of a key that cannot be asked about when others have rejected.
+/// The usages of an unused key, for a key whose server is unavailable when other keys have rejected.
 pub(super) fn unused(rules: &[Rule]) -> Vec<Option<Usage>> {
     let limiting = |rule: &Rule| rule.kind() != RuleKind::Unlimited;
     let usage = |rule: &Rule| Usage::admitted(rule.limit(), rule.limit(), Duration::ZERO);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn later_grants_follow_from_the_first() {
+    fn later_admissions_follow_from_the_first() {
         let numbers = [
             2, 8, 200_000, 0, 0, 58, 60_000_000, 6, 400_000, 0, 0, 0, 0, 56, 60_000_000, 5,
         ];
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_holds_something_else_is_no_harm_to_other_runs() {
+    fn a_key_with_other_data_does_not_affect_other_runs() {
         let numbers = [-1, 1, 9, 0, 0, 0, 59, 0];
         let outcomes = parse(&numbers, &rules(), &[run(1, 3), run(1, 1)]).unwrap();
         assert!(matches!(&*outcomes, [None, Some(_)]), "{outcomes:?}");

@@ -1,4 +1,4 @@
-//! Attempts to connect: bounded in time, and with a panic of the library's as an error.
+//! Attempts to connect: with a time limit, and with a panic of the library turned into an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +8,16 @@ use redis::{Cmd, Value};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::call_error::{CallError, OrFailure};
 use super::connection::Driver;
 use super::context::Context;
-use super::failure::{CallError, OrFailure};
 use super::url::{Address, Target};
 use tower_admission::store::FailureKind;
 
-/// How long it may take to connect, the server's first answers included.
+/// The time limit for a connection, including the server's first answers.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
 
-/// Connects to a server, or without an address to the master of the moment.
+/// Connects to a server; without an address, to the current master.
 pub(super) async fn connect(
     context: Arc<Context>,
     address: Option<Address>,
@@ -33,7 +33,7 @@ pub(super) async fn connect(
     .await
 }
 
-/// Asks one question, on a connection that is for nothing else.
+/// Makes one call on a connection of its own.
 pub(super) async fn ask_once(
     target: &Target,
     address: &Address,
@@ -43,12 +43,12 @@ pub(super) async fn ask_once(
     let mut answer = std::pin::pin!(question.query_async(&mut connection));
     tokio::select! {
         answer = &mut answer => answer.or_failure(),
-        // The connection ended. The answer is then an error with the cause.
+        // The connection ended, so the answer is an error with the cause.
         () = &mut driver => answer.await.or_failure(),
     }
 }
 
-/// Connects, in a task of its own, as a library may panic.
+/// Connects in a separate task, because a library may panic.
 pub(super) async fn attempt<T: Send + 'static>(
     has_tls: bool,
     attempted: impl Future<Output = Result<T, CallError>> + Send + 'static,
@@ -61,7 +61,7 @@ pub(super) async fn attempt<T: Send + 'static>(
     .await
 }
 
-/// Runs what may panic in a task of its own, which ends with this future.
+/// Runs a future that may panic in a separate task, which ends with this future.
 pub(super) async fn apart<T: Send + 'static>(
     attempted: impl Future<Output = Result<T, CallError>> + Send + 'static,
 ) -> Result<T, CallError> {
@@ -70,7 +70,7 @@ pub(super) async fn apart<T: Send + 'static>(
     match task.join_next().await {
         Some(Ok(attempted)) => attempted,
         Some(Err(error)) if error.is_panic() => Err(CallError::panicked(error.into_panic())),
-        // The runtime ends.
+        // The runtime is shutting down.
         Some(Err(_)) | None => Err(CallError::new(FailureKind::Disconnected)),
     }
 }
@@ -82,8 +82,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_attempt_ends_in_an_answer_or_an_error() {
         assert_eq!(attempt(false, async { Ok(7) }).await.unwrap(), 7);
-        let refused = attempt::<()>(false, async { Err(CallError::new(FailureKind::Denied)) });
-        assert_eq!(refused.await.unwrap_err().kind(), FailureKind::Denied);
+        let denied = attempt::<()>(false, async { Err(CallError::new(FailureKind::Denied)) });
+        assert_eq!(denied.await.unwrap_err().kind(), FailureKind::Denied);
         let panicked = attempt::<()>(false, async { panic!("no crypto provider") });
         let error = panicked.await.unwrap_err();
         assert_eq!(error.kind(), FailureKind::Other);

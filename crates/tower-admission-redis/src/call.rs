@@ -1,8 +1,9 @@
-//! One call: the server of its keys, room, a connection, and at most one retry, within one deadline.
+//! One call: finds the server of its keys, waits for room and for a connection, and repeats the call at most once,
+//! within one deadline.
 //!
-//! A call whose connection ends before the answer is made once more, on the next connection, if
-//! running twice does no harm. A call that is not answered in time is never made again. In a cluster
-//! a call follows its keys to another server: a server that sends it on has not run it.
+//! A call whose connection ends before the answer is repeated once on the next connection, if running twice does no
+//! harm. A call without an answer in time is never repeated. In a cluster a call follows its keys to another server: a
+//! server that redirects a call has not run it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,30 +11,30 @@ use std::time::Duration;
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::time::{Instant, sleep_until};
 
-use super::client::{Again, Route, Shared};
-use super::failure::{CallError, ClientError};
+use super::call_error::{CallError, ClientError};
+use super::client::{Retry, Route, Shared};
 use super::node::{Fault, Node};
 use super::slots;
 use super::supervisor::supervise;
 use tower_admission::store::FailureKind;
 
-/// Servers that a call is sent on to at most.
+/// The maximum number of redirections of a call.
 const HOPS: u32 = 3;
 
-/// The pauses before a call that no server takes at the moment is made again.
+/// The pauses before a call is repeated that no server accepts at the moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// One call, over all the servers and connections that it takes.
+/// One call, over all servers and connections that it uses.
 pub(super) struct Call<'a> {
     shared: &'a Arc<Shared>,
     slot: u16,
     deadline: Instant,
-    again: Again,
+    retry: Retry,
     is_bounded: bool,
     hops: u32,
     pause: Duration,
-    /// Whether it may have run.
+    /// Whether a server may have run it.
     was_sent: bool,
 }
 
@@ -42,7 +43,7 @@ impl<'a> Call<'a> {
         shared: &'a Arc<Shared>,
         keys: &[String],
         deadline: Instant,
-        again: Again,
+        retry: Retry,
         is_bounded: bool,
     ) -> Self {
         let slot = match (&shared.route, keys.first()) {
@@ -53,7 +54,7 @@ impl<'a> Call<'a> {
             shared,
             slot,
             deadline,
-            again,
+            retry,
             is_bounded,
             hops: 0,
             pause: FIRST_PAUSE,
@@ -77,7 +78,7 @@ impl<'a> Call<'a> {
                 Some(node) => Some(node),
                 None => self.node().await?,
             };
-            let refused = match node {
+            let rejected = match node {
                 Some(node) => match self.ask(&node, command, asking).await? {
                     Step::Done(answer) => return Ok(answer),
                     Step::Try => continue,
@@ -89,20 +90,20 @@ impl<'a> Call<'a> {
                 },
                 None => CallError::because(FailureKind::Busy, "no server has the slot"),
             };
-            self.shared.context.is_in_trouble();
+            self.shared.context.request_map();
             if self.shared.supervisor.is_idle() {
                 supervise(self.shared);
             }
             let next = Instant::now() + self.pause;
             if next >= self.deadline {
-                return Err(refused);
+                return Err(rejected);
             }
             sleep_until(next).await;
             self.pause = (2 * self.pause).min(LONGEST_PAUSE);
         }
     }
 
-    /// The server of the keys, if there is one.
+    /// The server of the keys, if it is known.
     async fn node(&self) -> Result<Option<Arc<Node>>, CallError> {
         match &self.shared.route {
             Route::One(node) => Ok(Some(node.clone())),
@@ -130,7 +131,7 @@ impl<'a> Call<'a> {
         };
         let line = match line {
             Ok(line) => line,
-            // The map has another one by now.
+            // The map has changed meanwhile.
             Err(_) if node.is_closed() => return Ok(Step::Try),
             Err(error) => return Err(error),
         };
@@ -139,9 +140,9 @@ impl<'a> Call<'a> {
             Err(Fault::Refused(error)) => self.after_refusal(node, error),
             Err(Fault::Dropped(error)) => {
                 self.was_sent = true;
-                match std::mem::replace(&mut self.again, Again::Never) {
-                    Again::Once => Ok(Step::Try),
-                    Again::Never => Err(error.into_failure()),
+                match std::mem::replace(&mut self.retry, Retry::Never) {
+                    Retry::Once => Ok(Step::Try),
+                    Retry::Never => Err(error.into_failure()),
                 }
             }
             Err(Fault::TimedOut) => {
@@ -151,21 +152,21 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// What to do about an answer that is an error: an error again, unless it leads on.
+    /// Handles an answer that is an error: returns an error, or the next step of the call.
     fn after_refusal(&mut self, node: &Node, error: RedisError) -> Result<Step, CallError> {
         let Route::BySlot(router) = &self.shared.route else {
-            return Err(self.refused(error));
+            return Err(self.rejected(error));
         };
         let kind = match error.kind() {
             ErrorKind::Server(kind) => kind,
-            _ => return Err(self.refused(error)),
+            _ => return Err(self.rejected(error)),
         };
         match kind {
             ServerErrorKind::TryAgain | ServerErrorKind::ClusterDown => {
                 return Ok(Step::Pause(error.into_failure()));
             }
             ServerErrorKind::Moved | ServerErrorKind::Ask => {}
-            _ => return Err(self.refused(error)),
+            _ => return Err(self.rejected(error)),
         }
         if self.hops == HOPS {
             let words = "the servers of the cluster do not agree on the one that has the slot";
@@ -183,22 +184,22 @@ impl<'a> Call<'a> {
         }
         match router.node_at(&to) {
             Some(node) => Ok(Step::Ask(node)),
-            None => Err(self.refused(error)),
+            None => Err(self.rejected(error)),
         }
     }
 
-    fn refused(&self, error: RedisError) -> CallError {
+    fn rejected(&self, error: RedisError) -> CallError {
         error.into_failure().after_sending()
     }
 }
 
-/// What became of a call at one server.
+/// The result of a call at one server.
 enum Step {
     Done(Value),
-    /// It was not run there, or may be run once more.
+    /// The server did not run it, or it may be repeated once.
     Try,
-    /// Another server takes it, if ASKING comes first.
+    /// Another server accepts it after ASKING.
     Ask(Arc<Node>),
-    /// No server takes it at the moment.
+    /// No server accepts it at the moment.
     Pause(CallError),
 }

@@ -1,4 +1,4 @@
-//! The scripts' way to Redis: which server, whether to try at all, and each [call](super::call).
+//! The client that runs scripts: finds the server, checks its breaker, and makes each [call](super::call).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,9 +8,9 @@ use redis::{FromRedisValue, ToRedisArgs};
 use tokio::time::Instant;
 
 use super::call::Call;
+use super::call_error::{CallError, OrFailure};
 use super::context::Context;
 use super::events::Events;
-use super::failure::{CallError, OrFailure};
 use super::node::Node;
 use super::router::Router;
 use super::script::Script;
@@ -22,19 +22,19 @@ use tower_admission::provider::SingletonTask;
 #[derive(Clone)]
 pub(super) struct Options {
     pub(super) deadline: Duration,
-    /// For each server.
+    /// One for each server.
     pub(super) max_in_flight: usize,
     pub(super) events: Events,
 }
 
-/// Whether a call may be made again when its connection ended and it may have run.
+/// Whether a call may be repeated after its connection ended, when a server may have run it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Again {
+pub(super) enum Retry {
     Once,
     Never,
 }
 
-/// Dropping it ends the supervisor.
+/// Ends the supervisor when dropped.
 pub(super) struct Client {
     shared: Arc<Shared>,
 }
@@ -42,12 +42,12 @@ pub(super) struct Client {
 pub(super) struct Shared {
     pub(super) context: Arc<Context>,
     pub(super) route: Route,
-    /// Which task looks after the connections.
+    /// The task that supervises the connections.
     pub(super) supervisor: SingletonTask,
     pub(super) ended: AtomicBool,
 }
 
-/// Which server a key lies on.
+/// Which server holds a key.
 pub(super) enum Route {
     One(Arc<Node>),
     BySlot(Router),
@@ -90,18 +90,18 @@ impl Client {
         &self.shared.route
     }
 
-    /// How long a call may take.
+    /// The time limit of a call.
     pub(super) fn patience(&self) -> Duration {
         self.context().options.deadline
     }
 
-    /// When a call that begins now has to be done.
+    /// The deadline of a call that begins now.
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.patience()
     }
 
-    /// Fails at once while the breaker of a key's server is open, for callers who then need not
-    /// build a call. The key is asked for only while some breaker is open.
+    /// Fails at once while the breaker of a key's server is open, so that the caller need not build a call. The key is
+    /// computed only while some breaker is open.
     #[inline]
     pub(super) fn check(&self, key: impl FnOnce() -> String) -> Result<(), CallError> {
         self.check_any(|| [key()])
@@ -136,36 +136,36 @@ impl Client {
         let Some(rejected) = rejected else {
             return Ok(());
         };
-        // One that ended with its runtime, or stands still with it, is replaced.
+        // Replaces a supervisor that ended or stalled with its runtime.
         supervise(&self.shared);
         Err(self.failed(rejected))
     }
 
-    /// Runs a script on the server of its keys, until `deadline`. Waits for room first when too
-    /// many calls are under way.
+    /// Runs a script on the server of its keys, until `deadline`. Waits for room first when the maximum number of calls
+    /// is in progress.
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         script: &Script,
         keys: &[String],
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
-        again: Again,
+        retry: Retry,
     ) -> Result<T, CallError> {
-        self.run_in(true, script, keys, arguments, deadline, again)
+        self.run_in(true, script, keys, arguments, deadline, retry)
             .await
     }
 
-    /// The same, next to the calls that are bounded: for tasks in the background that make one at
-    /// a time, and which requests must not keep from it.
+    /// The same, outside of the maximum: for background tasks that make one call at a time and that requests must not
+    /// block.
     pub(super) async fn run_apart<T: FromRedisValue>(
         &self,
         script: &Script,
         keys: &[String],
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
-        again: Again,
+        retry: Retry,
     ) -> Result<T, CallError> {
-        self.run_in(false, script, keys, arguments, deadline, again)
+        self.run_in(false, script, keys, arguments, deadline, retry)
             .await
     }
 
@@ -176,24 +176,23 @@ impl Client {
         keys: &[String],
         arguments: impl ToRedisArgs + Copy,
         deadline: Instant,
-        again: Again,
+        retry: Retry,
     ) -> Result<T, CallError> {
-        let mut call = Call::new(&self.shared, keys, deadline, again, is_bounded);
+        let mut call = Call::new(&self.shared, keys, deadline, retry, is_bounded);
         let answer = match call.make(&script.call(keys, arguments)).await {
             Err(error) if error.is_no_script() => {
-                // The source instead, which also puts it into the server's cache.
+                // Sends the source, which the server also caches.
                 call.make(&script.call_with_source(keys, arguments)).await
             }
             answer => answer,
         };
-        // What an answer says is looked at apart: if it is something else than was asked for, the
-        // connection has nothing to do with it.
+        // Parses the answer separately: an unexpected answer does not affect the connection.
         answer
             .and_then(|answer| redis::from_redis_value(answer).or_failure())
             .map_err(|error| self.failed(error))
     }
 
-    /// Tells the observers.
+    /// Reports the error to the observers.
     pub(super) fn failed(&self, error: CallError) -> CallError {
         self.context().failed(&error);
         error

@@ -12,18 +12,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 
+use super::call_error::{CallError, ClientError, OrFailure};
 use super::detail::bounded;
-use super::failure::{CallError, ClientError, OrFailure};
 use super::url::{Address, Login, Servers, Target};
 use tower_admission::store::FailureKind;
 
-/// Reads and writes a connection for as long as it is polled. It ends with the connection, also
-/// when the server closes an idle one.
+/// Reads and writes a connection while it is polled. Ends with the connection, also when the server closes an idle one.
 pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Target {
-    /// Opens one connection and logs in. The caller bounds the time, polls the driver, and drops
-    /// both to end the connection.
+    /// Opens a connection and logs in. The caller limits the time, polls the driver, and drops both to end the
+    /// connection.
     pub(super) async fn open(
         &self,
         address: &Address,
@@ -41,7 +40,7 @@ impl Target {
             Address::Tcp(host, port) => {
                 #[cfg(feature = "tls")]
                 if let Some(tls) = &self.tls {
-                    // A wrong certificate or key is an error before any connection is opened.
+                    // A wrong certificate or key is an error before a connection is opened.
                     let tls = tls.clone()?;
                     let stream = tls.connect(host, tcp(host, *port).await?).await?;
                     return log_in(login, stream).await;
@@ -58,18 +57,18 @@ impl Target {
         }
     }
 
-    /// The address to connect to now: with Sentinel, that of the server that is the master now.
+    /// The address to connect to: with Sentinel, the address of the current master.
     pub(super) async fn master(&self) -> Result<Address, CallError> {
         match &self.servers {
             Servers::Single(address) => Ok(address.clone()),
             Servers::Sentinel(sentinels) => sentinels.master(self).await,
-            // Its nodes are found by slot.
+            // The nodes of a cluster are found by slot.
             Servers::Cluster(nodes) => Ok(nodes[0].clone()),
         }
     }
 }
 
-/// Connects to the first of a name's addresses that answers.
+/// Connects to the first address of a name that answers.
 async fn tcp(host: &str, port: u16) -> Result<TcpStream, CallError> {
     let mut tries = JoinSet::new();
     for address in lookup_host((host, port)).await.or_failure()? {
@@ -88,8 +87,7 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, CallError> {
     Err(failed.into_failure())
 }
 
-/// Without Nagle's delay, which costs throughput. With keepalive, so that a peer that is gone is
-/// noticed on an idle connection too.
+/// Disables Nagle's delay, which costs throughput. Enables keepalive, to notice a lost peer on an idle connection.
 fn set_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
@@ -102,12 +100,12 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Authenticates, selects the database, gives the connection its name and checks the server.
+/// Authenticates, selects the database, names the connection and checks the server.
 async fn log_in<S>(login: &Login, stream: S) -> Result<(MultiplexedConnection, Driver), CallError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    // Callers have deadlines of their own.
+    // Callers have their own deadlines.
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(None)
         .set_response_timeout(None);
@@ -118,14 +116,14 @@ where
     Ok((connection, driver))
 }
 
-/// Waits for what needs the connection, and polls the connection meanwhile.
+/// Waits for a future that needs the connection, and polls the connection meanwhile.
 pub(super) async fn beside<T>(driver: &mut Driver, answer: impl Future<Output = T>) -> T {
     let mut answer = pin!(answer);
     tokio::select! {
         answer = &mut answer => answer,
-        // Everything that waited for the connection has its answer, or has failed and says why.
+        // Every call that waited for the connection has its answer or an error.
         () = &mut *driver => {
-            // Callers poll it again, which one that has ended does not allow.
+            // Callers poll the driver again, which a finished future does not allow.
             *driver = Box::pin(async {});
             answer.await
         }
@@ -133,21 +131,20 @@ pub(super) async fn beside<T>(driver: &mut Driver, answer: impl Future<Output = 
 }
 
 async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(), CallError> {
-    // What the server says of itself, in either protocol and to every user: `INFO` needs a
-    // permission.
+    // HELLO works with both protocols and for every user; `INFO` needs a permission.
     let mut naming = connection.clone();
     let hello = redis::cmd("HELLO");
     let mut set_name = redis::cmd("CLIENT");
     set_name.arg("SETNAME").arg(&*login.client_name);
     let (about, _) = tokio::join!(
         hello.query_async::<Value>(&mut connection),
-        // A user without the permission has no name.
+        // A user without the permission gets no name.
         set_name.query_async::<Value>(&mut naming),
     );
     match about {
         Ok(about) => {
             let about: HashMap<String, Value> = redis::from_redis_value(about).unwrap_or_default();
-            // A server that does not say is taken for a new one, and for a master.
+            // A server without these fields counts as a new one, and as a master.
             let says = |name| match about.get(name) {
                 Some(Value::BulkString(said)) => String::from_utf8_lossy(said),
                 _ => "".into(),
@@ -173,7 +170,7 @@ async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(
     }
 }
 
-/// The oldest version that has every command that the scripts use.
+/// The oldest version with every command that the scripts use.
 const OLDEST: (u32, u32) = (6, 2);
 
 fn check_version(version: &str) -> Result<(), CallError> {
@@ -293,8 +290,8 @@ mod tests {
             let error = target.open(&address).await.err().expect(rest);
             assert_eq!(error.kind(), kind, "{error:?}");
         }
-        let refused = Address::Tcp("127.0.0.1".into(), 1);
-        let error = server.target("").open(&refused).await.err().unwrap();
+        let closed_port = Address::Tcp("127.0.0.1".into(), 1);
+        let error = server.target("").open(&closed_port).await.err().unwrap();
         assert_eq!(error.kind(), FailureKind::Disconnected, "{error:?}");
     }
 

@@ -1,4 +1,4 @@
-//! What the servers of a store have in common.
+//! State that the servers of a store share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::call_error::CallError;
 use super::client::Options;
-use super::failure::CallError;
 use super::health::Health;
 use super::url::Target;
 
@@ -17,13 +17,13 @@ pub(super) struct Context {
     pub(super) options: Options,
     pub(super) health: Health,
     started: Instant,
-    /// Wakes the supervisor, and one that lost the job as well.
+    /// Wakes the supervisor, and a replaced one.
     pub(super) wake: watch::Sender<()>,
-    /// Has a cluster's map asked for.
-    pub(super) trouble: watch::Sender<()>,
-    /// When the supervisor was last seen or called, in microseconds since `started`.
+    /// Requests for the map of a cluster.
+    pub(super) map_requests: watch::Sender<()>,
+    /// When the supervisor last ran or was woken, in microseconds since `started`.
     attended: AtomicU64,
-    /// Of the last connection.
+    /// The generation of the last connection.
     generation: AtomicU64,
 }
 
@@ -35,7 +35,7 @@ impl Context {
             health: Health::default(),
             started: Instant::now(),
             wake: watch::Sender::new(()),
-            trouble: watch::Sender::new(()),
+            map_requests: watch::Sender::new(()),
             attended: AtomicU64::new(0),
             generation: AtomicU64::new(0),
         })
@@ -54,9 +54,9 @@ impl Context {
         self.wake.send_replace(());
     }
 
-    /// Something is not as it was, of which the map of a cluster may tell.
-    pub(super) fn is_in_trouble(&self) {
-        self.trouble.send_replace(());
+    /// Requests the map of a cluster, because something has changed that may be in it.
+    pub(super) fn request_map(&self) {
+        self.map_requests.send_replace(());
     }
 
     pub(super) fn next_generation(&self) -> u64 {
@@ -67,7 +67,7 @@ impl Context {
         self.started.elapsed().as_micros() as u64
     }
 
-    /// The supervisor was here, or was called.
+    /// Records that the supervisor ran or was woken.
     pub(super) fn attended(&self) {
         self.attended.store(self.micros(), Ordering::Relaxed);
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::answers::{Outcome, parse, unused};
-use super::charged::{Arguments, KeyRules, Mode, Run};
-use super::client::Again;
-use super::failure::CallError;
+use super::arguments::{Arguments, KeyRules, Mode, Run};
+use super::call_error::CallError;
+use super::client::Retry;
 use super::lanes;
 use super::rate::{Buckets, is_limiting};
 use super::takes::{SEVERAL, Take};
@@ -17,7 +17,7 @@ use tower_admission::store::FailureKind;
 use tower_admission::{Decision, Usage};
 
 impl Buckets {
-    /// What Redis decides; when it cannot be asked, what was charged before that was known.
+    /// Decides in Redis. If a call fails, returns the charges that were made before.
     pub(super) async fn decide(
         self: &Arc<Self>,
         charges: &Arc<[Charge]>,
@@ -26,16 +26,15 @@ impl Buckets {
         asked: Instant,
     ) -> Result<Decision, Vec<Charge>> {
         if charges.len() > 1 && self.client().is_cluster() {
-            // Boxed, so that the futures of other requests stay small.
+            // Boxed to keep the futures of other requests small.
             return Box::pin(self.decide_apart(charges, cost, mode, asked)).await;
         }
         let usages = self.request(charges.clone(), cost, mode, asked).await;
         usages.map(Decision::from_usages).map_err(|_| Vec::new())
     }
 
-    /// The keys of one decision lie in different parts of a cluster, where no script reaches all.
-    /// So they are charged in turn, addresses first, and what was charged before a rejection is
-    /// given back.
+    /// Decides in a cluster, where the keys of one decision are on different masters, and no script reaches all of
+    /// them. The keys are charged in turn, addresses first. A rejection refunds the charges before it.
     async fn decide_apart(
         self: &Arc<Self>,
         charges: &[Charge],
@@ -58,7 +57,7 @@ impl Buckets {
             let mode = if rejected { Mode::Peek } else { mode };
             found[at] = match call(at, mode).await {
                 Ok(found) => found,
-                // It is rejected whatever this part of the cluster holds.
+                // The decision is a rejection already.
                 Err(_) if rejected => unused(&rules[at]),
                 Err(_) => return Err(taken.into_iter().map(|at| charges[at].clone()).collect()),
             };
@@ -70,7 +69,7 @@ impl Buckets {
         }
         if rejected {
             for at in taken {
-                // What cannot be given back refills with time, and is reported as it was found.
+                // A charge that cannot be refunded refills with time, and is reported as it was.
                 if let Ok(left) = call(at, Mode::Refund).await {
                     found[at] = left;
                 }
@@ -79,11 +78,11 @@ impl Buckets {
         Ok(Decision::from_usages(found.into_iter().flatten()))
     }
 
-    /// What cannot be given back refills with time.
-    pub(super) async fn give_back(self: &Arc<Self>, charges: &[Charge], cost: u32) {
+    /// Refunds charges. A charge that cannot be refunded refills with time.
+    pub(super) async fn refund_charges(self: &Arc<Self>, charges: &[Charge], cost: u32) {
         let asked = Instant::now();
         let rules = self.rules(charges);
-        // In a cluster the keys lie in different parts, of which each may be down.
+        // In a cluster the keys are on different masters, and each of them may be unavailable.
         let at_a_time = match self.client().is_cluster() {
             true => 1,
             false => charges.len().max(1),
@@ -96,7 +95,7 @@ impl Buckets {
         }
     }
 
-    /// Asks about one request that charges all these keys: what it found of their quotas, in order.
+    /// Calls Redis for one request that charges all these keys. Returns the usage of each quota, in order.
     async fn request(
         self: &Arc<Self>,
         charges: Arc<[Charge]>,
@@ -116,7 +115,7 @@ impl Buckets {
         Box::pin(self.request_alone(&charges, cost, mode, asked)).await
     }
 
-    /// The same in a call of its own.
+    /// The same in a separate call.
     async fn request_alone(
         &self,
         charges: &[Charge],
@@ -135,8 +134,8 @@ impl Buckets {
         Ok(outcome.usages(0).collect())
     }
 
-    /// Decides runs of requests in their order. `None` is what becomes of a run with a key that holds something
-    /// else than quotas; of a single run it is an error.
+    /// Decides runs of requests in their order. Returns `None` for a run with a key that holds other data; for a single
+    /// run that is an error.
     pub(super) async fn ask(
         &self,
         keys: &[String],
@@ -147,12 +146,12 @@ impl Buckets {
     ) -> Result<Vec<Option<Outcome>>, CallError> {
         let arguments = Arguments { mode, rules, runs };
         let client = self.client();
-        // Twice charged is too little admitted; twice refunded would be too much.
-        let again = match mode {
-            Mode::Take | Mode::Peek => Again::Once,
-            Mode::Refund => Again::Never,
+        // A double charge admits too little; a double refund would admit too much.
+        let retry = match mode {
+            Mode::Take | Mode::Peek => Retry::Once,
+            Mode::Refund => Retry::Never,
         };
-        let call = client.run(&self.store.rates, keys, arguments, deadline, again);
+        let call = client.run(&self.store.rates, keys, arguments, deadline, retry);
         let numbers: Vec<i64> = call.await?;
         let outcomes = parse(&numbers, rules, runs).map_err(|error| client.failed(error))?;
         for _ in outcomes.iter().filter(|outcome| outcome.is_none()) {

@@ -1,16 +1,16 @@
-//! What an error of the client's says, without what a request may have put into it.
+//! The message of an error of the client library, without text that a request may have sent.
 
 use std::sync::Arc;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-/// The longest cause, in bytes. What Redis says in its protected mode is longer, and repeats itself.
+/// The maximum length of a message, in bytes. The message of Redis's protected mode is longer, and repeats itself.
 const LONGEST: usize = 300;
 
-/// What a server may quote. Anything else in quotes may be a key, an argument or a password: a
-/// server that does not know a command repeats its arguments.
+/// Words that a message may quote. Any other quotation may be a key, an argument or a password: a server that does not
+/// know a command repeats its arguments.
 const QUOTABLE: &[&str] = &[
-    // Commands that this crate sends, or its scripts or the client.
+    // Commands that this crate, its scripts or the client library send.
     "asking",
     "auth",
     "client",
@@ -59,7 +59,7 @@ const QUOTABLE: &[&str] = &[
     "stop-writes-on-bgsave-error",
 ];
 
-/// The cause in the words of the server, the operating system or the client.
+/// The message of the server, the operating system or the client library.
 pub(super) fn of(error: &RedisError) -> Arc<str> {
     match error.kind() {
         ErrorKind::Server(
@@ -76,14 +76,14 @@ pub(super) fn of(error: &RedisError) -> Arc<str> {
             format!("{}: use redis://", of_server(error)).into()
         }
         ErrorKind::Server(_) | ErrorKind::Extension => of_server(error).into(),
-        // These repeat the answer.
+        // These errors repeat the answer.
         ErrorKind::Parse => "the answer cannot be read".into(),
         ErrorKind::UnexpectedReturnType => "the answer is of another type".into(),
         kind => {
-            // The client writes the kind after its first words; the kind of failure says it.
+            // The client library adds its kind after the first words. The kind of failure replaces it.
             let words = error.to_string().replacen(&format!(" - {kind:?}"), "", 1);
             match std::error::Error::source(error) {
-                // Of the operating system or of TLS: about addresses and certificates.
+                // Messages of the operating system or of TLS are about addresses and certificates.
                 Some(_) => bounded(&words).into(),
                 None => bounded(&unquoted(&words)).into(),
             }
@@ -99,8 +99,8 @@ fn of_server(error: &RedisError) -> String {
     }
 }
 
-/// The words up to the first quotation that may be of a request. Not only without it: it may hold
-/// a quotation mark itself, so nothing says where it ends.
+/// Cuts the message before the first quotation that may come from a request. The rest is dropped, too: a quotation may
+/// contain a quotation mark, so its end is unknown.
 fn unquoted(words: &str) -> String {
     let mut from = 0;
     while let Some(at) = words[from..].find(['\'', '`', '"']) {
@@ -127,7 +127,7 @@ fn is_quotable(word: &str) -> bool {
         .any(|known| word.eq_ignore_ascii_case(known))
 }
 
-/// One line that is not too long.
+/// One line of limited length.
 pub(super) fn bounded(words: &str) -> String {
     let mut line = String::new();
     for char in words.trim_end().chars() {
@@ -150,9 +150,9 @@ mod tests {
     }
 
     #[test]
-    fn words_end_where_a_request_may_be_quoted() {
+    fn a_message_ends_before_a_quotation_of_a_request() {
         for (line, shown) in [
-            // Redis 7, 6 and 5; the first is a Sentinel's answer.
+            // Redis 7, 6 and 5; the first answer comes from a Sentinel.
             (
                 "ERR unknown command 'EVALSHA', with args beginning with: 'f00d' '1' \
                  'admission:rate:calls:user#alice' ",
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_says_has_no_kind_in_it() {
+    fn a_message_of_the_client_library_loses_its_kind() {
         let error = RedisError::from((ErrorKind::AuthenticationFailed, "no entry"));
         assert_eq!(&*of(&error), "no entry");
         let error = RedisError::from((ErrorKind::Io, "no entry", "for 'secret'".to_owned()));
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_cause_is_one_line_with_an_end() {
+    fn a_long_message_becomes_one_short_line() {
         let long = bounded(&format!("one\r\ntwo{}\n", "…".repeat(1000)));
         assert!(long.starts_with("one  two…"));
         assert!(long.len() <= LONGEST + '…'.len_utf8());
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_scripts_call_may_be_quoted() {
+    fn a_message_may_quote_commands_of_scripts() {
         for script in [
             include_str!("scripts/take.lua"),
             include_str!("scripts/acquire.lua"),

@@ -1,4 +1,4 @@
-//! How a store fares: what observers see, and the lines in the log.
+//! The health of a store: hooks for observers, and log lines.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -6,34 +6,34 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::recent_failures::RecentFailures;
 use super::sync::lock;
-use super::trouble::Trouble;
 use tower_admission::store::FailureKind;
 use tower_admission::store::{FailureMode, StoreStatus};
 
-/// Sees how a store that is somewhere else fares. Every hook does nothing unless it is written.
+/// Observes the health of a remote store. Hooks have empty default bodies.
 ///
-/// Hooks run while requests wait, so they have to be quick, and they must not use the store.
-#[diagnostic::on_unimplemented(note = "implement `StoreObserver` and write the hooks you need")]
+/// Hooks run while requests wait: they must be quick, and must not use the store.
+#[diagnostic::on_unimplemented(note = "implement `StoreObserver`; each hook has an empty default")]
 pub trait StoreObserver: Send + Sync + 'static {
-    /// A call failed, or an attempt to connect, or a call was not made because calls fail.
+    /// Called after a call or an attempt to connect failed, and for a call that was not made because calls fail.
     fn failed(&self, kind: FailureKind) {
         let _ = kind;
     }
 
-    /// The store can be reached, or cannot: in a cluster, whether all masters can. Called with
-    /// `false` when the first attempt to connect begins, and then for each change.
+    /// Called when the store becomes reachable or unreachable; a cluster is reachable when all masters are. The first
+    /// attempt to connect calls it with `false`.
     fn reachable(&self, reachable: bool) {
         let _ = reachable;
     }
 
-    /// The failure mode decided about a request, because the store did not.
+    /// Called after the failure mode decided a request, because the store did not.
     fn decided_without(&self, mode: FailureMode) {
         let _ = mode;
     }
 
-    /// A key that was denied was denied again, without a call.
+    /// Called after a key was rejected again without a call.
     fn denied_from_cache(&self) {}
 }
 
@@ -55,10 +55,10 @@ impl<O: StoreObserver + ?Sized> StoreObserver for Arc<O> {
     }
 }
 
-/// Reports what happens to one client's connections.
+/// Reports the events of one client's connections.
 ///
-/// A clone is for another client of the same store. They share observers and log: when a server
-/// is away this is one outage, however many clients notice.
+/// A clone is for another client of the same store. Clones share observers and log lines: an outage of a server is
+/// reported once, also when several clients notice it.
 #[derive(Default)]
 pub(super) struct Events {
     observers: Vec<Arc<dyn StoreObserver>>,
@@ -66,29 +66,29 @@ pub(super) struct Events {
     state: Mutex<State>,
 }
 
-/// What the clients of a store share.
+/// The state that the clients of a store share.
 struct Health {
     started: Instant,
-    /// By kind of failure.
+    /// One for each kind of failure.
     lines: Box<[LineLimit]>,
     clients: Mutex<Clients>,
     decided: Decided,
-    trouble: Trouble,
+    recent_failures: RecentFailures,
 }
 
-/// Where a client is.
+/// The state of a client's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// It has not tried to connect.
+    /// The client has not tried to connect.
     #[default]
     New,
-    /// The first attempt is under way.
+    /// The first attempt is in progress.
     Connecting,
     Up,
     Away,
 }
 
-/// How many clients there are in each state, and what was reported of that.
+/// The number of clients in each state, and the last report.
 #[derive(Default)]
 struct Clients {
     connecting: usize,
@@ -100,7 +100,7 @@ struct Clients {
 
 struct Outage {
     since: Instant,
-    /// Else clients connect for the first time.
+    /// False while clients connect for the first time.
     is_failure: bool,
 }
 
@@ -124,14 +124,14 @@ struct LineLimit {
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Events {
-    /// Adds an observer. What is shared with clones that do not have it is shared no longer.
+    /// Adds an observer. From now on clones without it no longer share their state with this one.
     pub(super) fn add(&mut self, observer: impl StoreObserver) {
         self.observers.push(Arc::new(observer));
         self.health = Arc::default();
     }
 
-    /// A call failed, or an attempt to connect. A call that the breaker rejects is counted, and
-    /// leaves the line in the log to the cause.
+    /// Reports a failed call or attempt to connect. A call that the breaker rejects is counted but not logged, because
+    /// its cause is logged.
     pub(super) fn failed(&self, error: &CallError) {
         for observer in &self.observers {
             observer.failed(error.kind());
@@ -139,7 +139,7 @@ impl Events {
         if error.is_from_breaker() {
             return;
         }
-        self.health.trouble.note(Some(error));
+        self.health.recent_failures.note(Some(error));
         let now = self.health.started.elapsed();
         if let Some(silent) = self.health.lines[error.kind() as usize].line(now) {
             tracing::warn!(
@@ -159,11 +159,10 @@ impl Events {
         });
     }
 
-    /// The client can reach the store, in a cluster all of its masters; or it cannot. Only changes
-    /// are reported. Not for a connection that is closed and replaced at once: that is no outage.
+    /// Reports whether the client can reach the store, in a cluster all of its masters. Only changes are reported. Do not
+    /// call it for a connection that is replaced at once: that is no outage.
     ///
-    /// Call it where the state of the connections changes, under its lock: of two calls the later
-    /// one counts.
+    /// Call it under the lock of the connections, so that the last call reports their last state.
     pub(super) fn reachable(&self, reachable: bool) {
         self.change(|_| match reachable {
             true => State::Up,
@@ -171,7 +170,7 @@ impl Events {
         });
     }
 
-    /// The failure mode decided about a request.
+    /// Reports that the failure mode decided a request.
     #[cold]
     pub(super) fn decided_without(&self, mode: FailureMode) {
         let decided = &self.health.decided;
@@ -181,13 +180,13 @@ impl Events {
             _ => &decided.open,
         };
         of_mode.fetch_add(1, Ordering::Relaxed);
-        self.health.trouble.note(None);
+        self.health.recent_failures.note(None);
         for observer in &self.observers {
             observer.decided_without(mode);
         }
     }
 
-    /// Whether the store decides, for those who operate the service.
+    /// Whether the store decides, for operators.
     pub(super) fn status(&self, mode: FailureMode) -> StoreStatus {
         let clients = lock(&self.health.clients);
         let outage = clients
@@ -196,7 +195,7 @@ impl Events {
             .filter(|outage| outage.is_failure)
             .map(|outage| outage.since);
         drop(clients);
-        self.health.trouble.status(outage, mode)
+        self.health.recent_failures.status(outage, mode)
     }
 
     pub(super) fn denied_from_cache(&self) {
@@ -219,7 +218,7 @@ impl Events {
             self.health.decided.take();
         }
         if let Some(reachable) = reachable {
-            // Under the lock, as observers would else see changes in another order.
+            // Under the lock, so that observers see changes in their order.
             for observer in &self.observers {
                 observer.reachable(reachable);
             }
@@ -232,7 +231,7 @@ impl Events {
 
     fn log_end(&self, outage: &Outage) {
         let [open, closed, local_share] = self.health.decided.take();
-        // A first connection is worth a line only if requests did not wait for it.
+        // A first connection is logged only if the failure mode decided requests meanwhile.
         if outage.is_failure || open + closed + local_share > 0 {
             tracing::info!(
                 away_ms = outage.since.elapsed().as_millis() as u64,
@@ -255,7 +254,7 @@ impl Clone for Events {
     }
 }
 
-/// A client that is gone is not away.
+/// A dropped client does not count as unreachable.
 impl Drop for Events {
     fn drop(&mut self) {
         self.change(|_| State::New);
@@ -272,14 +271,14 @@ impl Default for Health {
                 .collect(),
             clients: Mutex::default(),
             decided: Decided::default(),
-            trouble: Trouble::default(),
+            recent_failures: RecentFailures::default(),
         }
     }
 }
 
 impl Clients {
-    /// Moves a client from one state to another. Returns whether the store can be reached, if that
-    /// is to be reported, and the outage that is over now.
+    /// Moves a client from one state to another. Returns the reachability if it must be reported, and the outage that has
+    /// ended.
     fn change(
         &mut self,
         before: State,
@@ -308,7 +307,7 @@ impl Clients {
                 outage.is_failure |= self.away > 0;
             }
             Some(true) => over = self.outage.take(),
-            // The clients are gone, and none has connected again.
+            // All clients were dropped.
             None => self.outage = None,
         }
         let is_news = reachable.is_some() && reachable != self.reported;
@@ -333,7 +332,7 @@ impl Decided {
 }
 
 impl LineLimit {
-    /// Whether a line may be written now; and how many failures had none since the last.
+    /// Returns the number of unlogged failures if a line may be written now.
     fn line(&self, now: Duration) -> Option<u64> {
         let now = now.as_millis() as u64;
         let next = self.next.load(Ordering::Relaxed);
@@ -365,7 +364,7 @@ mod tests {
         FailureMode::LocalShare { replicas: 3 },
     ];
 
-    /// What the log says, a line for each event with its fields.
+    /// The log, one line for each event with its fields.
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -423,7 +422,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_kind_has_one_line_a_second() {
+    async fn each_kind_of_failure_is_logged_once_per_second() {
         let lines = Lines::default();
         let _collecting = lines.collect();
         let events = Events::default();
@@ -456,7 +455,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_the_breaker_rejects_leaves_the_line_to_the_cause() {
+    async fn a_call_that_the_breaker_rejects_is_not_logged() {
         let lines = Lines::default();
         let _collecting = lines.collect();
         let events = Events::default();
@@ -525,7 +524,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_first_connection_has_a_line_only_if_requests_did_not_wait_for_it() {
+    async fn a_first_connection_is_logged_only_if_the_failure_mode_decided() {
         let (lines, seen) = (Lines::default(), Seen::default());
         let _collecting = lines.collect();
         for decided in [0, 2] {
@@ -550,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_is_gone_is_not_away() {
+    fn a_dropped_client_does_not_count_as_unreachable() {
         let (lines, seen) = (Lines::default(), Seen::default());
         let _collecting = lines.collect();
         let mut events = Events::default();
@@ -565,7 +564,7 @@ mod tests {
         drop(one);
         assert_eq!(seen.take(), [false]);
         assert_eq!(lines.take().len(), 1);
-        // Where none is left, none came back.
+        // The last client was dropped, so no outage ends.
         events.reachable(true);
         assert_eq!(seen.take(), [true]);
         assert_eq!(lines.take(), [""; 0]);

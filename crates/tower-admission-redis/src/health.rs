@@ -1,36 +1,36 @@
-//! Whether all servers of a store can be reached, for its observers.
+//! Whether all servers of a store are reachable, for its observers.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, TryLockError};
 
-/// What is known of a connection.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
-    /// Nothing yet: the first attempt is not over.
+    /// The first attempt is in progress.
     Unknown,
     Up,
     Down,
-    /// It is not needed.
+    /// The connection is not needed.
     Closed,
 }
 
-/// Counts servers by condition.
+/// Counts servers by state.
 #[derive(Default)]
 pub(super) struct Health {
     unknown: AtomicUsize,
     down: AtomicUsize,
     changed: AtomicBool,
-    /// What observers were told last. The lock is held while they are called, and nobody waits for it.
+    /// The last report. The lock is held during the calls of observers, and no thread waits for it.
     told: Mutex<Option<bool>>,
 }
 
 impl Health {
-    /// Counts a change. [`report`](Self::report) has to follow, outside of locks.
+    /// Counts a change. Call [`report`](Self::report) after it, outside of locks.
     pub(super) fn count(&self, before: Condition, now: Condition) {
         if before == now {
             return;
         }
-        // What is counted anew comes first, so that in between nothing seems well that is not.
+        // The new state is counted first, so that the store never looks healthy in between.
         if let Some(count) = self.of(now) {
             count.fetch_add(1, Ordering::SeqCst);
         }
@@ -55,7 +55,7 @@ impl Health {
         self.down.load(Ordering::SeqCst) == 0 && self.unknown.load(Ordering::SeqCst) == 0
     }
 
-    /// Has observers told when something changed for them, in the order in which it did.
+    /// Reports changes to observers, in their order.
     pub(super) fn report(&self, tell: impl Fn(bool)) {
         self.changed.store(true, Ordering::SeqCst);
         while self.changed.load(Ordering::SeqCst) {
@@ -63,14 +63,14 @@ impl Health {
                 Ok(told) => told,
                 // An observer panicked.
                 Err(TryLockError::Poisoned(told)) => told.into_inner(),
-                // Its holder looks again.
+                // The holder of the lock looks again.
                 Err(TryLockError::WouldBlock) => return,
             };
             self.changed.store(false, Ordering::SeqCst);
             let now = match self.all_are_up() {
                 true => Some(true),
                 false if self.any_is_down() => Some(false),
-                // A new server is no outage until it cannot be reached.
+                // A new server is no outage until it is unreachable.
                 false => *told,
             };
             if *told != now {
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn observers_see_changes_of_the_whole() {
+    fn observers_see_changes_of_the_whole_store() {
         let health = Health::default();
         let told = Mutex::new(Vec::new());
         let change = |before, now| {

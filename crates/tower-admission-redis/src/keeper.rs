@@ -1,4 +1,4 @@
-//! The task that keeps the slots of one limiter alive, and gives back those that are free.
+//! The task that extends the permits of one limiter, and releases dropped ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,34 +8,34 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::client::Again;
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::client::Retry;
 use super::leases::{LATE, OfKeys, Slots};
 use super::sync::lock;
 use tower_admission::provider::{SingletonTask, TaskTerm};
 use tower_admission::store::FailureKind;
 
-/// Leases in one call of the keeper's.
+/// The maximum number of leases in one call of the keeper.
 const BATCH: usize = 256;
 
-/// Releases that wait for their turn at most. What is above is left to expire.
+/// The maximum number of queued releases. Further ones expire in Redis.
 const MOST_RELEASES: usize = 1 << 16;
 
-/// The pause after a call that failed.
+/// The pause after a failed call.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What is looked after, and whether anybody does.
+/// The leases of a limiter, and the task that looks after them.
 #[derive(Default)]
 pub(super) struct Keeper {
     task: SingletonTask,
     wake: Notify,
-    /// Leases to keep alive, with the Redis keys that hold those of their keys.
+    /// Leases to extend, with the Redis keys of their keys.
     held: Mutex<HashMap<u64, OfKeys>>,
-    /// Leases to give back, those that have waited longest in front.
+    /// Leases to release, the oldest first.
     releases: Mutex<VecDeque<Release>>,
-    /// Batches of them that are on their way.
+    /// Batches of releases in progress.
     releasing: watch::Sender<usize>,
-    /// Whether what is held is to be told to Redis at once.
+    /// Whether all leases must be written to Redis at once.
     asserts: AtomicBool,
     ended: AtomicBool,
 }
@@ -43,7 +43,7 @@ pub(super) struct Keeper {
 struct Release {
     id: u64,
     of_keys: OfKeys,
-    /// When it has expired by itself.
+    /// When the lease expires in Redis.
     until: Instant,
 }
 
@@ -53,7 +53,7 @@ impl Keeper {
         self.wake.notify_one();
     }
 
-    /// No more leases will come: the task ends once nothing is held.
+    /// No more leases will be added: the task ends when none is left.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.wake.notify_one();
@@ -69,20 +69,20 @@ impl Keeper {
         releases.extend(ended.into_iter().take(room));
     }
 
-    /// Ends the task if there is nothing left to look after.
+    /// Ends the task if there is nothing left to do.
     fn ends(&self, term: &mut TaskTerm) -> bool {
         let is_idle = || lock(&self.held).is_empty() && lock(&self.releases).is_empty();
         if !is_idle() {
             return false;
         }
         self.task.release(*term);
-        // Whoever came in between has either started another or is seen here.
+        // A lease that was added meanwhile has either started another task, or is visible here.
         if is_idle() {
             return true;
         }
         match self.task.claim() {
-            Some(again) => {
-                *term = again;
+            Some(new_term) => {
+                *term = new_term;
                 false
             }
             None => true,
@@ -96,7 +96,7 @@ impl Slots {
         self.keep();
     }
 
-    pub(super) fn give_back(self: &Arc<Self>, id: u64, of_keys: OfKeys) {
+    pub(super) fn queue_release(self: &Arc<Self>, id: u64, of_keys: OfKeys) {
         lock(&self.keeper.held).remove(&id);
         self.keeper.queue([self.release(id, of_keys)]);
         self.keep();
@@ -123,11 +123,11 @@ impl Slots {
         }
     }
 
-    /// Gives back all that is to be given back, and waits for what is on its way.
+    /// Sends all queued releases, and waits for those in progress.
     pub(super) async fn flush(&self) -> Result<(), CallError> {
         loop {
             self.release_some().await?;
-            // What the task has in hand may come back to the queue. The sender is ours, and stays.
+            // A batch in progress may return to the queue. This keeper owns the sender, so it exists.
             let mut releasing = self.keeper.releasing.subscribe();
             let _ = releasing.wait_for(|batches| *batches == 0).await;
             if lock(&self.keeper.releases).is_empty() {
@@ -136,7 +136,7 @@ impl Slots {
         }
     }
 
-    /// Gives back a batch of what is to be given back.
+    /// Sends a batch of releases.
     async fn release_some(&self) -> Result<(), CallError> {
         let (batch, _releasing) = {
             let mut releases = lock(&self.keeper.releases);
@@ -151,14 +151,14 @@ impl Slots {
         let client = &self.store.client;
         let script = &self.store.leases.release;
         let deadline = client.deadline();
-        let released = client.run_apart(script, &keys, &*ids, deadline, Again::Once);
+        let released = client.run_apart(script, &keys, &*ids, deadline, Retry::Once);
         match released.await {
             Ok(wrong) => {
                 self.found_wrong(wrong);
                 Ok(())
             }
             Err(error) => {
-                // Later, as long as they have not expired by then.
+                // Later, unless they have expired by then.
                 let now = Instant::now();
                 self.keeper
                     .queue(batch.into_iter().filter(|release| release.until > now));
@@ -181,15 +181,15 @@ impl Slots {
             let client = &self.store.client;
             let script = &self.store.leases.heartbeat;
             let deadline = client.deadline();
-            let answer = client.run_apart(script, &keys, &*arguments, deadline, Again::Once);
+            let answer = client.run_apart(script, &keys, &*arguments, deadline, Retry::Once);
             let answer = answer.await.inspect_err(|_| {
-                // As soon as it can be done.
+                // As soon as possible.
                 self.keeper.asserts.store(true, Ordering::Release);
             })?;
             let (outcome, time, epoch, wrong): (i64, u64, Vec<u8>, u64) = answer;
             self.learn(time, epoch);
             if outcome == LATE {
-                // Our idea of the server's clock was wrong, which it no longer is.
+                // The estimate of the server's clock was wrong; this answer corrected it.
                 self.keeper.asserts.store(true, Ordering::Release);
             }
             self.found_wrong(wrong);
@@ -198,7 +198,7 @@ impl Slots {
         Ok(())
     }
 
-    /// A lease that was given back while its heartbeat was on its way may be there again.
+    /// A lease that was released during its heartbeat may exist again.
     fn release_what_ended(&self, batch: &[(u64, OfKeys)]) {
         let ended: Vec<_> = {
             let held = lock(&self.keeper.held);
@@ -210,8 +210,8 @@ impl Slots {
         self.keeper.queue(ended);
     }
 
-    /// What scripts take of several leases: the Redis key of all of them, then one for each key of
-    /// each lease, and the id of the lease that each of these is for.
+    /// Arguments for several leases: the Redis key of the total, then one for each key of each lease, and the id of the
+    /// lease for each of these.
     fn entries<'a>(
         &self,
         leases: impl Iterator<Item = (u64, &'a OfKeys)>,
@@ -234,7 +234,7 @@ impl Slots {
     }
 }
 
-/// A batch on its way, also if nobody waits for it any more.
+/// A batch in progress, also when its caller was dropped.
 struct Releasing<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Releasing<'a> {
@@ -250,7 +250,7 @@ impl Drop for Releasing<'_> {
     }
 }
 
-/// The keeper at work. When it ends, also with its runtime, there is none any more.
+/// The running keeper. Frees its place when it ends, also with its runtime.
 struct Kept {
     slots: Arc<Slots>,
     term: TaskTerm,
@@ -275,8 +275,7 @@ impl Kept {
                     () = tokio::time::sleep_until(next) => {}
                 }
             }
-            // A batch at a time, so that heartbeats do not wait until all is given back: there may
-            // always be more.
+            // One batch at a time, so that heartbeats do not wait for all releases: more may arrive at any time.
             let released = slots.release_some().await;
             let asserts = keeper.asserts.swap(false, Ordering::AcqRel);
             let kept = if asserts || Instant::now() >= next {

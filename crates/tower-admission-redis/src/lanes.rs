@@ -1,7 +1,7 @@
-//! Requests on one key share calls: those that arrive while a call is under way wait for the next.
+//! Requests on one key share calls: requests that arrive during a call wait for the next call.
 //!
-//! So a burst on a key is one call or two, and a busy key costs the server a call for each round trip, however
-//! many requests there are. The answers are those of deciding one by one in the order of arrival.
+//! So a burst on a key costs one or two calls, and a busy key costs one call per round trip, for any number of
+//! requests. The answers are the same as for one call per request in the order of arrival.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -19,25 +19,25 @@ use tokio::time::{Instant, timeout_at};
 use super::patience::answered_by;
 use super::sync::lock;
 
-/// What makes calls that decide several requests at once.
+/// Makes calls that decide several requests at once.
 pub(super) trait Calls: Send + Sync + Sized + 'static {
     type Request: Send + Sync + 'static;
-    /// What one call asks.
+    /// The requests of one call.
     type Batch: Send;
     type Answer: Send + 'static;
 
     fn lanes(&self) -> &Lanes<Self>;
 
-    /// How long a request waits for its answer at most.
+    /// The maximum time that a request waits for its answer.
     fn patience(&self) -> Duration;
 
-    /// As many of these requests as one call can decide, from the front, and how many they are: at least one.
+    /// Takes requests from the front, as many as one call can decide and at least one. Also returns their number.
     fn batch<'a>(
         self: &Arc<Self>,
         requests: impl Iterator<Item = &'a Self::Request>,
     ) -> (Self::Batch, usize);
 
-    /// One answer for each request, in their order, at the deadline at the latest.
+    /// Returns one answer for each request, in their order, before the deadline.
     fn call(
         self: &Arc<Self>,
         batch: Self::Batch,
@@ -45,25 +45,25 @@ pub(super) trait Calls: Send + Sync + Sized + 'static {
     ) -> impl Future<Output = Vec<Self::Answer>> + Send;
 }
 
-/// Calls of one lane that are under way at once, because they take long or because one call cannot decide all who
-/// wait. Each lane leaves room for others: what the server decides for one delays them all.
+/// The maximum number of concurrent calls of one lane: calls overlap when they take long, or when one call cannot
+/// decide all waiting requests. The bound leaves room for other lanes, because the server runs one script at a time.
 const SIDE_BY_SIDE: usize = 8;
 
-/// How long requests for the next call are gathered at most, once the one before has ended: a part of the shortest
-/// deadlines, and enough for a thousand tasks to run.
+/// How long requests are gathered for the next call after a call ended: a fraction of the shortest deadlines, and
+/// enough for a thousand tasks to run.
 const GATHERED: Duration = Duration::from_millis(1);
 
-/// What requests have in common that share calls, as bits that no client can aim at.
+/// Identifies the requests that share calls. Clients cannot choose these bits.
 pub(super) type LaneKey = [u64; 2];
 
-/// The lanes that have a call under way. There are no more than requests.
+/// The lanes with a call in progress. There are never more lanes than requests.
 pub(super) struct Lanes<C: Calls> {
     shards: Box<[Shard<C>]>,
 }
 
 type Shard<C> = Mutex<HashMap<LaneKey, Lane<C>, BuildHasherDefault<AsItIs>>>;
 
-/// Lane keys need no hash, as they are the bits of one already.
+/// Lane keys are hash bits already.
 #[derive(Default)]
 struct AsItIs(u64);
 
@@ -81,14 +81,14 @@ impl Hasher for AsItIs {
     }
 }
 
-/// Few enough to be small, and enough for the threads of a large machine.
+/// Small, and enough for the threads of a large machine.
 const SHARDS: usize = 64;
 
 struct Lane<C: Calls> {
     under_way: usize,
-    /// In the order of their arrival.
+    /// In the order of arrival.
     waiting: Queue<C>,
-    /// How often the waiting requests were taken into a call.
+    /// How often waiting requests were taken into a call.
     turns: u64,
 }
 
@@ -97,14 +97,14 @@ type Queue<C> = VecDeque<Waiting<C>>;
 struct Waiting<C: Calls> {
     request: Option<C::Request>,
     answer: Option<oneshot::Sender<Answered<C>>>,
-    /// Where it waits, of the first in the queue: that runtime is at work, and others may not be.
+    /// The runtime of the first waiting request. It runs; others may not.
     runtime: Option<Handle>,
 }
 
 /// What a waiting request receives.
 enum Answered<C: Calls> {
     By(C::Answer),
-    /// The runtime that was to answer has ended.
+    /// The runtime that was to send the answer has ended.
     Not(C::Request),
 }
 
@@ -115,7 +115,7 @@ impl<C: Calls> Waiting<C> {
 
     fn answer(mut self, with: C::Answer) {
         if let Some(answer) = self.answer.take() {
-            // If nobody waits any more, the answer is dropped. A slot in it is then released.
+            // Without a receiver the answer is dropped, which releases a permit in it.
             let _ = answer.send(Answered::By(with));
         }
     }
@@ -123,7 +123,7 @@ impl<C: Calls> Waiting<C> {
 
 impl<C: Calls> Drop for Waiting<C> {
     fn drop(&mut self) {
-        // A request whose call panics is not made again.
+        // A request is not repeated after its call panicked.
         if let (Some(answer), Some(request)) = (self.answer.take(), self.request.take())
             && !std::thread::panicking()
         {
@@ -134,12 +134,12 @@ impl<C: Calls> Drop for Waiting<C> {
 
 /// How a request begins.
 enum Turn<C: Calls> {
-    /// No call is under way, so it is the next.
+    /// No call is in progress: this request makes the next one.
     Now(C::Request),
     Later(oneshot::Receiver<Answered<C>>, u64),
 }
 
-/// Asks for one request, which came in when it is `asked`. `None` when its patience is over, or its call panicked.
+/// Makes a request that arrived at `asked`. Returns `None` when its time is over, or its call panicked.
 pub(super) async fn ask<C: Calls>(
     calls: &Arc<C>,
     key: LaneKey,
@@ -148,7 +148,7 @@ pub(super) async fn ask<C: Calls>(
 ) -> Option<C::Answer> {
     match ask_once(calls, key, request, asked).await? {
         Answered::By(answer) => Some(answer),
-        // Others' runtimes end, and this one goes on.
+        // The runtime of another request ended, and this one continues.
         Answered::Not(request) => match Box::pin(ask_once(calls, key, request, asked)).await? {
             Answered::By(answer) => Some(answer),
             Answered::Not(_) => None,
@@ -167,14 +167,14 @@ async fn ask_once<C: Calls>(
         Turn::Now(request) => {
             let _under_way = UnderWay::new(calls, key);
             let (batch, _) = calls.batch(std::iter::once(&request));
-            // Boxed, so that the futures of waiting requests stay small.
+            // Boxed to keep the futures of waiting requests small.
             let mut answers = Box::pin(calls.call(batch, asked + patience)).await;
             return answers.pop().map(Answered::By);
         }
         Turn::Later(answer, turn) => (answer, turn),
     };
-    // A call that takes long is not waited for: with another one after it the time would be over. The next is made
-    // next to it. The order stays, as they go over one connection.
+    // A slow call is not awaited: with another call after it, the time would be over. The next call runs next to it.
+    // Their order stays the same, because they use one connection.
     let hurries = asked + patience / SIDE_BY_SIDE as u32;
     if let Ok(answer) = timeout_at(hurries, &mut answer).await {
         return answer.ok();
@@ -222,7 +222,7 @@ impl<C: Calls> Lanes<C> {
         }
     }
 
-    /// A call has ended. Those who wait for the next, if there are any.
+    /// Ends a call. Returns the requests that wait for the next one, if there are any.
     fn next(&self, key: LaneKey) -> Option<Queue<C>> {
         let mut lanes = lock(self.shard(key));
         let lane = lanes.get_mut(&key)?;
@@ -236,7 +236,7 @@ impl<C: Calls> Lanes<C> {
         None
     }
 
-    /// Those who wait, for a call next to those under way, if there is room for it.
+    /// The waiting requests, for another concurrent call, if there is room for it.
     fn next_to_others(&self, key: LaneKey) -> Option<Queue<C>> {
         let mut lanes = lock(self.shard(key));
         let lane = lanes.get_mut(&key)?;
@@ -253,13 +253,13 @@ impl<C: Calls> Lanes<C> {
         lane.map(Lane::take).unwrap_or_default()
     }
 
-    /// Lets those who were taken wait again, in front of those who came since.
+    /// Returns taken requests to the front of the queue.
     fn put_back(&self, key: LaneKey, mut rest: Queue<C>) {
         if rest.is_empty() {
             return;
         }
         let mut lanes = lock(self.shard(key));
-        // It is there as long as a call of it is under way.
+        // The lane exists as long as one of its calls is in progress.
         if let Some(lane) = lanes.get_mut(&key) {
             rest.append(&mut lane.waiting);
             lane.waiting = rest;
@@ -271,7 +271,7 @@ impl<C: Calls> Lanes<C> {
         lanes.get(&key).map_or(0, |lane| lane.waiting.len())
     }
 
-    /// Those who wait, for a call next to those under way, if whoever joined at this turn is among them.
+    /// The waiting requests, for another concurrent call, if the request that joined at this turn is among them.
     fn hurry(&self, key: LaneKey, turn: u64) -> Option<Queue<C>> {
         let mut lanes = lock(self.shard(key));
         let lane = lanes.get_mut(&key)?;
@@ -286,13 +286,13 @@ impl<C: Calls> Lanes<C> {
 impl<C: Calls> Lane<C> {
     fn take(&mut self) -> Queue<C> {
         self.turns += 1;
-        // As many may come again.
+        // The queue may grow to the same size again.
         let room = Queue::with_capacity(self.waiting.len());
         std::mem::replace(&mut self.waiting, room)
     }
 }
 
-/// A call under way. However it ends, those who wait have theirs.
+/// A call in progress. Every outcome of it answers its requests.
 struct UnderWay<C: Calls> {
     calls: Arc<C>,
     key: LaneKey,
@@ -306,8 +306,8 @@ impl<C: Calls> UnderWay<C> {
         }
     }
 
-    /// Lets others run for as long as they come with requests for the next call: those who were answered may ask
-    /// again at once.
+    /// Lets other tasks run while they add requests to the next call: a request that was answered may be followed by
+    /// another at once.
     async fn gather(&self) {
         let until = Instant::now() + GATHERED;
         let mut before = 0;
@@ -330,8 +330,8 @@ impl<C: Calls> Drop for UnderWay<C> {
     }
 }
 
-/// Answers those who wait, and then those who have come since, in a task of its own. Without a runtime they are
-/// not answered, and ask again.
+/// Answers the waiting requests and later ones, in a separate task. Without a runtime they are not answered, and call
+/// again.
 fn spawn<C: Calls>(calls: &Arc<C>, key: LaneKey, mut waiting: Queue<C>) {
     let under_way = UnderWay::new(calls, key);
     let theirs = waiting.iter_mut().find_map(|first| first.runtime.take());
@@ -343,7 +343,7 @@ fn spawn<C: Calls>(calls: &Arc<C>, key: LaneKey, mut waiting: Queue<C>) {
 async fn answer<C: Calls>(under_way: UnderWay<C>, mut waiting: Queue<C>) {
     let (calls, key) = (&under_way.calls, under_way.key);
     loop {
-        // Whoever has given up takes nothing.
+        // A request that stopped waiting takes nothing.
         waiting.retain(|waiting| !waiting.is_given_up());
         if waiting.is_empty() {
             break;
@@ -356,7 +356,7 @@ async fn answer<C: Calls>(under_way: UnderWay<C>, mut waiting: Queue<C>) {
         let is_all = waiting.is_empty();
         calls.lanes().put_back(key, std::mem::take(&mut waiting));
         let mut call = pin!(calls.call(batch, Instant::now() + calls.patience()));
-        // Once it is on its way the rest need not wait for it.
+        // The rest need not wait for this call once it is sent.
         let begun = poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await;
         if !is_all && let Some(rest) = calls.lanes().next_to_others(key) {
             spawn(calls, key, rest);
@@ -383,14 +383,14 @@ mod tests {
 
     use super::*;
 
-    /// Answers a request with the number of the call that decided it, when it is let.
+    /// Answers a request with the number of the call that decided it, when the test allows the call to end.
     struct Fake {
         lanes: Lanes<Self>,
         made: Mutex<Vec<Vec<u32>>>,
         deadlines: Mutex<Vec<Instant>>,
-        /// How long each call takes, if it is not to be let.
+        /// How long each call takes, unless the test decides it.
         takes: Option<Duration>,
-        /// Calls that may end.
+        /// The number of calls that may end.
         ends: Semaphore,
         most: usize,
     }
@@ -452,7 +452,7 @@ mod tests {
     }
 
     impl Fake {
-        /// Asks, and waits until that has begun.
+        /// Makes a request, and waits until it has begun.
         async fn ask(self: &Arc<Self>, key: LaneKey, request: u32) -> JoinHandle<Option<usize>> {
             let fake = self.clone();
             let asked = Instant::now();
@@ -470,7 +470,7 @@ mod tests {
         }
     }
 
-    /// Waits for calls that nothing holds up.
+    /// Waits for calls that may end.
     async fn until_made(fake: &Fake, calls: usize) {
         while fake.made().len() < calls {
             tokio::task::yield_now().await;
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn those_who_arrive_while_a_call_is_under_way_share_the_next() {
+    async fn requests_that_arrive_during_a_call_share_the_next() {
         let fake = fake(100);
         let asked = [
             fake.ask(KEY, 1).await,
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_does_not_fit_one_call_is_asked_with_the_next_in_order() {
+    async fn requests_that_do_not_fit_one_call_are_in_the_next_in_order() {
         let fake = fake(2);
         let mut asked = Vec::new();
         for request in 1..=6 {
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn when_the_first_gives_up_the_others_are_asked_for() {
+    async fn a_call_is_made_for_the_others_when_the_first_request_is_dropped() {
         let fake = fake(100);
         let first = fake.ask(KEY, 1).await;
         let second = fake.ask(KEY, 2).await;
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_given_up_takes_nothing() {
+    async fn a_dropped_request_takes_nothing() {
         let fake = fake(100);
         let first = fake.ask(KEY, 1).await;
         let second = fake.ask(KEY, 2).await;
@@ -540,11 +540,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_takes_long_is_not_waited_for() {
+    async fn the_next_call_does_not_wait_for_a_slow_one() {
         let fake = fake(100);
         let first = fake.ask(KEY, 1).await;
         let others = [fake.ask(KEY, 2).await, fake.ask(KEY, 3).await];
-        // Time passes only when all others wait.
+        // Time passes only when all tasks wait.
         tokio::time::sleep(Duration::from_secs(6)).await;
         assert_eq!(fake.made(), [vec![1], vec![2, 3]]);
         let later = fake.ask(KEY, 4).await;
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_server_answers_whoever_shares_a_call() {
+    async fn a_slow_server_answers_all_requests_of_a_shared_call() {
         let fake = taking(Some(Duration::from_secs(8)), 100);
         let mut asked = Vec::new();
         for request in 100..120 {
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_does_not_fit_one_call_does_not_wait_for_its_answer() {
+    async fn requests_that_do_not_fit_one_call_do_not_wait_for_its_answer() {
         let fake = taking(Some(Duration::from_secs(3)), 2);
         let mut asked = Vec::new();
         for request in 100..115 {
@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_has_taken_a_part_of_its_time_has_the_rest() {
+    async fn a_request_keeps_its_deadline_in_the_next_call() {
         let fake = taking(Some(Duration::from_secs(1)), 2);
         let asked = Instant::now();
         tokio::time::advance(Duration::from_secs(9)).await;
@@ -596,7 +596,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_in_vain_knows_when_the_deadline_is_over() {
+    async fn a_request_without_an_answer_ends_at_its_deadline() {
         let fake = fake(100);
         let first = fake.ask(KEY, 1).await;
         let second = fake.ask(KEY, 2).await;
@@ -610,7 +610,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_has_arrived_counts_when_it_is_looked_at_late() {
+    async fn an_answer_that_arrived_in_time_counts_when_it_is_polled_late() {
         let fake = fake(100);
         let first = fake.ask(KEY, 1).await;
         let mut second = tokio_test::task::spawn(ask(&fake, KEY, 2, Instant::now()));
@@ -623,7 +623,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_panics_ends_as_others_do() {
+    async fn a_call_that_panics_ends_its_requests() {
         let fake = fake(100);
         let first = fake.ask(KEY, 1).await;
         let second = fake.ask(KEY, PANICS).await;
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_runtime_that_ends_asks_again() {
+    fn a_request_calls_again_when_its_runtime_ends() {
         let fake = fake(100);
         let runtime = || {
             tokio::runtime::Builder::new_current_thread()
@@ -661,9 +661,9 @@ mod tests {
         });
     }
 
-    /// A runtime that nobody drives any more, and none at all, are no harm to those who wait elsewhere.
+    /// An idle runtime, or none, does not affect requests on other runtimes.
     #[test]
-    fn who_waits_is_asked_for_on_a_runtime_at_work() {
+    fn a_waiting_request_is_answered_by_a_running_runtime() {
         let runtime = || {
             let mut builder = tokio::runtime::Builder::new_current_thread();
             builder.enable_time().start_paused(true);
@@ -688,7 +688,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn many_tasks_are_all_answered_whoever_gives_up() {
+    async fn all_tasks_are_answered_while_others_are_dropped() {
         let fake = fake(7);
         fake.ends.add_permits(1 << 20);
         let tasks: Vec<_> = (0..64)

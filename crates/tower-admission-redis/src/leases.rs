@@ -1,4 +1,4 @@
-//! The slots of one limiter in Redis: sorted sets of leases, by when they expire.
+//! The leases of one limiter in Redis: sorted sets of lease ids by their expiry.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::Inner;
 use super::acquire::LANE;
-use super::client::Again;
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::client::Retry;
 use super::keeper::Keeper;
 use super::lanes::{self, Lanes};
 use super::names::LeaseNames;
@@ -30,13 +30,13 @@ pub(super) struct Slots {
     pub(super) names: LeaseNames,
     pub(super) keeper: Keeper,
     pub(super) lanes: Lanes<Self>,
-    /// The server's time at a moment of ours, by the last answer.
+    /// The server's time at an instant of this process, from the last answer.
     clock: Mutex<Option<(Instant, u64)>>,
-    /// The last answer's.
+    /// The epoch of the last answer.
     epoch: Mutex<Vec<u8>>,
 }
 
-/// The slots of all limiters of a store and its clones, for as long as somebody uses them.
+/// The leases of all limiters of a store and its clones that are in use.
 #[derive(Clone, Default)]
 pub(super) struct Opened(Arc<Mutex<Vec<Weak<Slots>>>>);
 
@@ -58,7 +58,7 @@ impl Opened {
     }
 }
 
-/// A script that goes by the server's clock.
+/// A script that uses the server's clock.
 macro_rules! on_clock {
     ($script:literal) => {
         concat!(
@@ -87,10 +87,10 @@ impl Scripts {
     }
 }
 
-/// The Redis keys that hold the leases of the keys of one lease.
+/// The Redis keys that hold a lease for each of its keys.
 pub(super) type OfKeys = SmallVec<[String; 2]>;
 
-/// What `acquire.lua` answers.
+/// Outcomes of `acquire.lua`.
 pub(super) const GRANTED: i64 = 1;
 pub(super) const FULL: i64 = 0;
 pub(super) const KEY_FULL: i64 = -1;
@@ -184,13 +184,13 @@ impl Drop for RedisLeases {
 }
 
 impl Slots {
-    /// What a lease without a name is called in Redis.
+    /// The id of an unnamed lease in Redis.
     pub(super) fn member(&self, id: u64) -> String {
         format!("{id} {}", self.ttl().as_millis())
     }
 
-    /// What scripts that take leases take first: a word for the epoch, the time to live, and until
-    /// when they are not too late.
+    /// The first arguments of scripts that take leases: a new epoch, the time to live, and the server's time after
+    /// which the call is too late.
     pub(super) fn arguments(&self, asked: Instant, ttl: Duration) -> Vec<String> {
         vec![
             format!("epoch {}", new_id()),
@@ -209,7 +209,7 @@ impl Slots {
             &keys,
             self.ttl().as_millis() as u64,
             deadline,
-            Again::Once,
+            Retry::Once,
         );
         let counts: Vec<u64> = counts.await?;
         Ok(LeaseUsage::new(
@@ -218,12 +218,12 @@ impl Slots {
         ))
     }
 
-    /// Fails at once while the server of these slots cannot be reached.
+    /// Fails at once while the server of these leases is unavailable.
     fn check(&self) -> Result<(), CallError> {
         self.store.client.check(|| self.names.total.clone())
     }
 
-    /// How a request is decided that Redis does not decide. Reports one such decision.
+    /// The failure mode that decides a request instead of Redis. Reports that decision.
     pub(super) fn failure_mode(&self) -> FailureMode {
         let mode = self.store.options.on_failure;
         self.store.client.events().decided_without(mode);
@@ -234,20 +234,20 @@ impl Slots {
         self.store.options.lease_ttl
     }
 
-    /// The server's time after which a call that was sent now has been given up. A client's timeout
-    /// does not take back a command that was sent.
+    /// The server's time after which the caller has stopped waiting for a call that is sent now. A timeout here does
+    /// not cancel a command that was sent.
     fn not_after(&self, asked: Instant) -> u64 {
         let Some((at, time)) = *lock(&self.clock) else {
-            // Always too late: the answer has the time, and who waits for it asks again.
+            // Always too late: the answer contains the time, and a caller that still waits calls again.
             return 1;
         };
-        // The answer took up to a deadline to get here, so the server is ahead by as much.
+        // The answer took up to a deadline to arrive, so the server's clock is ahead by as much.
         let patience = 2 * self.store.options.client.deadline + asked.saturating_duration_since(at);
         time + patience.as_millis() as u64
     }
 
-    /// Takes note of the server's clock and epoch. Another epoch means that its data is lost, so
-    /// what is held is told to it at once.
+    /// Records the server's clock and epoch. A new epoch means that Redis lost its data, so all live leases are written
+    /// again at once.
     pub(super) fn learn(&self, time: u64, epoch: Vec<u8>) {
         *lock(&self.clock) = Some((Instant::now(), time));
         if epoch.is_empty() {
@@ -260,18 +260,18 @@ impl Slots {
     }
 }
 
-/// A limit as scripts take it.
+/// A limit as an argument of scripts.
 pub(super) fn or_none(limit: Option<u64>) -> String {
     limit.map_or_else(|| "-1".to_owned(), |limit| limit.to_string())
 }
 
-/// A number that no other lease of any replica has: random, and counted on from there.
+/// A number that no other lease of any replica has: a random start that is counted up.
 pub(super) fn new_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     if NEXT.load(Ordering::Relaxed) == 0 {
         let mut bits = [0; 8];
         getrandom::fill(&mut bits).expect("the operating system gives random bytes");
-        // 2^63 apart from others is far; a race to start is no harm.
+        // Random starts are far apart. A race to set the start is harmless.
         let _ = NEXT.compare_exchange(
             0,
             u64::from_le_bytes(bits) | 1,

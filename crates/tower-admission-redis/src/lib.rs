@@ -11,21 +11,21 @@
 
 mod acquire;
 mod answers;
+mod arguments;
 mod attempt;
 mod call;
-mod charged;
+mod call_error;
 mod client;
 mod connection;
 mod context;
 mod decide;
+mod descriptions;
 mod detail;
 mod events;
-mod failure;
 mod health;
 mod keeper;
 mod lanes;
 mod leases;
-mod limiters;
 mod link;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -36,6 +36,7 @@ mod overrides;
 mod patience;
 mod ping;
 mod rate;
+mod recent_failures;
 mod router;
 mod script;
 mod sentinel;
@@ -48,7 +49,6 @@ mod takes;
 mod test_server;
 #[cfg(feature = "tls")]
 mod tls;
-mod trouble;
 mod url;
 
 pub use self::events::StoreObserver;

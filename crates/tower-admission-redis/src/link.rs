@@ -1,4 +1,4 @@
-//! What a call to one server finds: a connection, or why there is none.
+//! The state of the connection to one server, as calls see it.
 
 use std::sync::Arc;
 
@@ -6,23 +6,21 @@ use redis::aio::MultiplexedConnection;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::failure::CallError;
+use super::call_error::CallError;
 use super::health::Condition;
 
-/// What a call finds.
+/// The state of a connection.
 pub(super) enum Link {
-    /// No attempt is over yet: calls wait.
+    /// The first attempt is in progress: calls wait.
     New,
     Up(Line),
-    /// It can be used, and is to be replaced: behind its address another server may be the
-    /// master by now.
+    /// The connection works but must be replaced: another server may be the master behind its address.
     Stale(Line),
-    /// The server closed the last connection, and the first attempt to replace it is under way:
-    /// calls wait.
+    /// The server closed the last connection, and the first attempt to replace it is in progress: calls wait.
     Reconnecting,
-    /// Calls fail. Why.
+    /// Calls fail with this cause.
     Down(CallError),
-    /// Nothing connects again: the cluster has no such master any more.
+    /// Permanent: the cluster has removed this master.
     Closed,
 }
 
@@ -45,8 +43,7 @@ impl Link {
     }
 }
 
-/// A connection, and which one it is, so that a late failure of an old one does not
-/// take down its successor.
+/// A connection with its generation, so that a late failure of an old connection does not affect its successor.
 #[derive(Clone)]
 pub(super) struct Line {
     pub(super) connection: MultiplexedConnection,
@@ -55,7 +52,7 @@ pub(super) struct Line {
     pub(super) driver: Arc<DriverTask>,
 }
 
-/// Ends a connection's task with the last call that uses it.
+/// Ends the task of a connection with the last call that uses it.
 pub(super) struct DriverTask(pub(super) AbortHandle);
 
 impl Drop for DriverTask {

@@ -1,11 +1,11 @@
-//! Slots in Redis that are known by name, and outlive whoever took them.
+//! Leases in Redis that are known by name, and outlive the process that took them.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::Again;
-use super::failure::CallError;
+use super::call_error::CallError;
+use super::client::Retry;
 use super::leases::{FULL, GRANTED, KEY_FULL, LATE, Slots, on_clock, or_none};
 use super::script::Script;
 use tower_admission::provider::clamp_ttl;
@@ -39,7 +39,7 @@ impl Slots {
         let deadline = self.store.client.deadline();
         let mut answer = self.ask_named(&lease, limits, deadline).await?;
         if answer.0 == LATE {
-            // As with leases that have no name: with this answer's time it is in time.
+            // As with unnamed leases: the time in this answer makes the next call valid.
             answer = self.ask_named(&lease, limits, deadline).await?;
         }
         Ok(match answer {
@@ -58,7 +58,7 @@ impl Slots {
     ) -> Result<(i64, u64), CallError> {
         let (keys, called) = self.names.named(&lease.name);
         let mut keys = keys.to_vec();
-        keys.push(self.names.given_back(&called, lease.holder));
+        keys.push(self.names.released(&called, lease.holder));
         let mut arguments = self.arguments(Instant::now(), clamp_ttl(lease.ttl));
         arguments.extend([
             called,
@@ -68,7 +68,7 @@ impl Slots {
         ]);
         let client = &self.store.client;
         let script = &self.store.named.acquire;
-        let answer = client.run(script, &keys, &*arguments, deadline, Again::Once);
+        let answer = client.run(script, &keys, &*arguments, deadline, Retry::Once);
         let (outcome, time, epoch, taken): (i64, u64, Vec<u8>, u64) = answer.await?;
         self.learn(time, epoch);
         Ok((outcome, taken))
@@ -81,30 +81,34 @@ impl Slots {
         ttl: Duration,
     ) -> LeaseStatus {
         let (keys, called) = self.names.named(&name);
-        let arguments = [called, or_anybody(holder), in_millis(clamp_ttl(ttl))];
+        let arguments = [called, holder_argument(holder), in_millis(clamp_ttl(ttl))];
         let client = &self.store.client;
         let script = &self.store.named.heartbeat;
         let deadline = client.deadline();
-        let live = client.run_apart(script, &keys, &arguments[..], deadline, Again::Once);
+        let live = client.run_apart(script, &keys, &arguments[..], deadline, Retry::Once);
         standing(live.await)
     }
 
     pub(super) async fn release_named(&self, name: LeaseName, holder: Option<u64>) -> LeaseStatus {
         let (keys, called) = self.names.named(&name);
         let mut keys = keys.to_vec();
-        keys.extend(holder.map(|holder| self.names.given_back(&called, holder)));
-        // An acquire is refused as too late when two deadlines are over.
+        keys.extend(holder.map(|holder| self.names.released(&called, holder)));
+        // An acquire is rejected as too late two deadlines after its call.
         let remembered = 4 * self.store.options.client.deadline;
-        let arguments = [called, or_anybody(holder), in_millis(clamp_ttl(remembered))];
+        let arguments = [
+            called,
+            holder_argument(holder),
+            in_millis(clamp_ttl(remembered)),
+        ];
         let client = &self.store.client;
         let script = &self.store.named.release;
-        // Without its holder's name a second release may meet the lease of the next one.
-        let again = match holder {
-            Some(_) => Again::Once,
-            None => Again::Never,
+        // A repeated release without a holder could release the lease of the next holder.
+        let retry = match holder {
+            Some(_) => Retry::Once,
+            None => Retry::Never,
         };
         let deadline = client.deadline();
-        let live = client.run_apart(script, &keys, &arguments[..], deadline, again);
+        let live = client.run_apart(script, &keys, &arguments[..], deadline, retry);
         standing(live.await)
     }
 }
@@ -113,8 +117,8 @@ fn in_millis(time: Duration) -> String {
     time.as_millis().to_string()
 }
 
-/// A holder as scripts take it.
-fn or_anybody(holder: Option<u64>) -> String {
+/// A holder as an argument of scripts; empty for any.
+fn holder_argument(holder: Option<u64>) -> String {
     holder.map(|holder| holder.to_string()).unwrap_or_default()
 }
 

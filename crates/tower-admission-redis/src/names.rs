@@ -1,4 +1,4 @@
-//! What buckets are called in Redis, the same in every replica.
+//! Names of keys in Redis, the same in every replica.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -12,36 +12,35 @@ use tower_admission::Key;
 use tower_admission::store::LeaseName;
 use tower_admission::{NamedQuota, Policy};
 
-/// What chooses the part of a cluster, and what escapes it.
-const CHOOSES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
+/// The characters that select the part of a cluster, and the escape character.
+const HASH_TAG: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 
-/// The names that are in use by limiters of one store.
+/// The names that limiters of one store use.
 ///
-/// A limiter is called by the names of its quotas, those that slide with a `~`,
-/// and with a `&` between policies: what buckets and windows keep differs, so a quota that changes its kind, or goes to another policy,
-/// counts in another place. A second limiter
-/// of the same name has a 2 behind it, and so on, in the order in which they are made: replicas run
-/// the same program. Tiers are no part of the name, so adding a tier changes no usage.
+/// The name of a limiter consists of the names of its quotas, with a `~` after sliding ones and a `&` between policies.
+/// Buckets and windows store different data, so a quota that changes its algorithm or its policy counts under another
+/// name. A second limiter with the same name gets the suffix 2, and so on, in the order of creation: replicas run the
+/// same program. Tiers are not part of the name, so a new tier changes no usage.
 #[derive(Clone)]
 pub(super) struct Names {
     prefix: Arc<str>,
     taken: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// One limiter's name, its own until it is dropped or given up.
+/// The name of one limiter, reserved until it is dropped or released.
 pub(super) struct Name {
     names: Names,
     name: String,
-    /// Whether it is taken here, and not another process's, or given up.
+    /// Whether this process reserves it: false for a name of another process, and after a release.
     is_claimed: AtomicBool,
-    /// What all its keys begin with.
+    /// The beginning of all its keys.
     place: String,
 }
 
 impl Names {
     pub(super) fn new(prefix: &str) -> Self {
         Self {
-            prefix: utf8_percent_encode(prefix, CHOOSES).to_string().into(),
+            prefix: utf8_percent_encode(prefix, HASH_TAG).to_string().into(),
             taken: Arc::default(),
         }
     }
@@ -60,7 +59,7 @@ impl Names {
             let quotas = policy.quotas().iter().map(of_quota);
             quotas.collect::<Vec<_>>().join("+")
         };
-        // Apart by policy, as a key has a part for each quota of one.
+        // Policies are separated, because a Redis key has a part for each quota of one policy.
         let first = policies.iter().map(of_policy).collect::<Vec<_>>().join("&");
         let mut taken = lock(&self.taken);
         let mut name = first.clone();
@@ -75,7 +74,7 @@ impl Names {
         name
     }
 
-    /// The limiter that has this place, if it is one of this prefix, where a process has claimed it.
+    /// The name for a place of a limiter of another process; `None` for another prefix.
     pub(super) fn at(&self, place: &str) -> Option<Name> {
         let begin = format!("{}:rate:", self.prefix);
         Some(self.named(place.strip_prefix(&begin)?))
@@ -91,8 +90,7 @@ impl Names {
     }
 }
 
-/// What the leases of one limiter are called. All lie in one part of a cluster, so that one
-/// script reaches them.
+/// The names of the leases of one limiter. All are in one part of a cluster, so that one script reaches them.
 pub(super) struct LeaseNames {
     pub(super) total: String,
     begin: String,
@@ -110,23 +108,21 @@ impl Names {
 }
 
 impl Names {
-    /// The overrides, which were changed, the version, and the audit trail. All lie in one part of a
-    /// cluster.
+    /// The keys of the overrides, the changed names, the version and the audit trail. All are in one part of a cluster.
     pub(super) fn limits(&self) -> [String; 4] {
         let begin = format!("{{{}:limits}}:", self.prefix);
         ["of", "changes", "state", "audit"].map(|name| format!("{begin}{name}"))
     }
 
-    /// Which limiters there are, next to their limits.
+    /// The key of the descriptions of limiters, next to the overrides.
     pub(super) fn limiters(&self) -> String {
         format!("{{{}:limits}}:limiters", self.prefix)
     }
 }
 
 impl LeaseNames {
-    /// The Redis key that holds the leases of one key, at a place among the keys of a lease. Places
-    /// are apart: an address counts for itself where it stands for a missing token, and with all
-    /// tokens that are sent from it where addresses are limited.
+    /// The Redis key for the leases of one key at an index among the keys of a lease. Each index counts separately: an
+    /// address that stands for a missing token counts apart from an address that is limited itself.
     pub(super) fn of_key(&self, place: usize, key: &Key) -> String {
         match place {
             0 => text(&self.begin, "of:", key),
@@ -134,13 +130,12 @@ impl LeaseNames {
         }
     }
 
-    /// The Redis key that is there when a holder has given back the lease that is called so.
-    pub(super) fn given_back(&self, called: &str, holder: u64) -> String {
+    /// The Redis key that exists after a holder has released the lease of this name.
+    pub(super) fn released(&self, called: &str, holder: u64) -> String {
         format!("{}left:{holder}:{called}", self.begin)
     }
 
-    /// The Redis keys that a lease with a name is in (those of all, the tenant's, and who holds
-    /// it), and what it is called there.
+    /// The Redis keys of a named lease (the total, the tenant's leases and the holder), and its name in them.
     pub(super) fn named(&self, name: &LeaseName) -> ([String; 3], String) {
         let of_tenant = self.of_key(0, &name.tenant);
         let called = text(&text("", "", &name.tenant), ":", &name.id);
@@ -150,18 +145,18 @@ impl LeaseNames {
 }
 
 impl Name {
-    /// What they all begin with.
+    /// The beginning of all keys of the limiter.
     pub(super) fn place(&self) -> &str {
         &self.place
     }
 
-    /// What the keys of one policy begin with. Two policies that are charged to the same key are apart.
+    /// The beginning of the keys of one policy. Two policies that charge the same key have different ones.
     pub(super) fn begin(&self, policy: usize) -> String {
         self.begin_with(policy, self.place.clone())
     }
 
-    /// The same in a tier. Its windows are named as well: a quota that is off by default is a bucket or a window as
-    /// its tier has it.
+    /// The same in a tier. The name marks its windows, because a quota that is off by default is a bucket or a window
+    /// only in a tier.
     pub(super) fn begin_in(&self, policy: usize, tier: &str, quotas: &Policy) -> String {
         let tier = utf8_percent_encode(tier, NON_ALPHANUMERIC);
         let mut begin = format!("{}@{tier}", self.place);
@@ -181,7 +176,7 @@ impl Name {
         begin
     }
 
-    /// The Redis key that holds a key's buckets.
+    /// The Redis key for the buckets of a key.
     pub(super) fn key(begin: &str, key: &Key) -> String {
         text(begin, "", key)
     }
@@ -192,7 +187,7 @@ fn text(begin: &str, part: &str, key: &Key) -> String {
     let mut text = String::with_capacity(length);
     text.push_str(begin);
     text.push_str(part);
-    // The program's word, but escaped: braces would choose the part of a cluster.
+    // The program chooses the kind. It is escaped, because braces would select the part of a cluster.
     let _ = write!(
         text,
         "{}:",
@@ -203,8 +198,8 @@ fn text(begin: &str, part: &str, key: &Key) -> String {
 }
 
 impl Name {
-    /// Lets the next one have it.
-    pub(super) fn give_up(&self) {
+    /// Releases the name for the next limiter.
+    pub(super) fn release(&self) {
         if self.is_claimed.swap(false, Ordering::Relaxed) {
             lock(&self.names.taken).remove(&self.name);
         }
@@ -213,7 +208,7 @@ impl Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        self.give_up();
+        self.release();
     }
 }
 
@@ -223,7 +218,7 @@ mod tests {
     use tower_admission::Quota;
 
     #[test]
-    fn limiters_are_apart_and_names_free_again() {
+    fn limiters_have_different_names_that_can_be_reused() {
         let names = Names::new("app");
         let policy = [Policy::new("per day", Quota::per_day(1))];
         let one = names.claim(&policy);
@@ -254,7 +249,7 @@ mod tests {
         );
         let window = names.claim(&[Policy::new("per day", Quota::per_day(1).sliding())]);
         assert_eq!(key(&window, 0), "app:rate:per%20day~:ip:192.0.2.1");
-        // As others see it, which is no claim.
+        // A look-up by place reserves nothing.
         let two_there = names.at("app:rate:per%20day*2").unwrap();
         assert_eq!(key(&two_there, 0), key(&two, 0));
         assert_eq!(two.place(), two_there.place());
@@ -262,27 +257,27 @@ mod tests {
         let three = names.claim(&policy);
         assert_eq!(three.place(), "app:rate:per%20day*3");
         assert!(names.at("other:rate:per%20day").is_none());
-        one.give_up();
+        one.release();
         let again = names.claim(&policy);
         assert_eq!(key(&again, 0), "app:rate:per%20day:ip:192.0.2.1");
-        // It is not given up once more.
+        // A drop after a release releases nothing.
         drop(one);
         let four = names.claim(&policy);
         assert_eq!(four.place(), "app:rate:per%20day*4");
     }
 
     #[test]
-    fn a_tier_is_no_part_of_the_name() {
+    fn a_tier_does_not_change_the_name() {
         let names = Names::new("app");
         let policy = Policy::from(Quota::per_day(1));
         let name = names.claim(std::slice::from_ref(&policy));
-        name.give_up();
+        name.release();
         let tiered = names.claim(&[policy.tier("pro", Quota::per_day(2))]);
         assert_eq!(name.place(), tiered.place());
     }
 
     #[test]
-    fn a_prefix_does_not_choose_the_part_of_a_cluster() {
+    fn a_prefix_does_not_select_the_part_of_a_cluster() {
         let address = Key::ip([192, 0, 2, 1].into());
         for (prefix, escaped) in [
             ("app:eu-1", "app:eu-1"),
@@ -304,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn leases_of_different_names_are_apart() {
+    fn leases_with_different_names_have_different_keys() {
         let leases = Names::new("app").leases("jobs");
         let keys = [Key::UNKNOWN, Key::SHARED, Key::ip([192, 0, 2, 1].into())];
         let mut seen = BTreeSet::new();
@@ -317,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_a_client_sends_is_in_a_key() {
+    fn a_redis_key_contains_no_credential() {
         let name = Names::new("app").claim(&[Quota::per_day(1).into()]);
         let key = Name::key(&name.begin(0), &Key::new("bearer", b"{hunter2}"));
         assert!(!key.contains("hunter2") && !key.contains('{'), "{key}");

@@ -1,9 +1,8 @@
-//! One server: its connection, its breaker, and the room for calls to it.
+//! One server: its connection, its breaker, and the room for calls.
 //!
-//! A call finds a [`Link`]. It waits, within its deadline, for the first connection of a process,
-//! and for the first attempt to replace one that the server closed. When that attempt fails, or
-//! calls are not answered, the breaker opens: later calls fail at once until the
-//! [supervisor](super::supervisor) has connected again.
+//! A call reads the [`Link`]. Within its deadline it waits for the first connection of a process, and for the first
+//! attempt to replace a connection that the server closed. When that attempt fails, or calls get no answer, the breaker
+//! opens: later calls fail at once until the [supervisor](super::supervisor) has connected again.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -14,35 +13,34 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::call_error::{CallError, kind_of};
 use super::connection::Driver;
 use super::context::Context;
-use super::failure::{CallError, kind_of};
 use super::health::Condition;
 use super::link::{DriverTask, Line, Link};
 use super::patience::answered_by;
 use super::url::Address;
 use tower_admission::store::FailureKind;
 
-/// Calls in a row that have to time out before the breaker opens.
+/// The number of consecutive timeouts that opens the breaker.
 const TIMEOUTS: u32 = 3;
 
-/// A connection that ended sooner is not replaced at once: a server that closes every connection
-/// would be asked for one after another.
+/// A connection that ended sooner is not replaced at once, because a server may close every connection.
 const SHORT_LIFE: Duration = Duration::from_millis(20);
 
 pub(super) struct Node {
-    /// `None` stands for the master of the moment, which is asked for with each attempt.
+    /// `None` means the current master, which each attempt looks up.
     address: Option<Address>,
     context: Arc<Context>,
     pub(super) link: watch::Sender<Link>,
     room: Semaphore,
-    /// Calls that timed out since one was answered.
+    /// The number of timeouts since the last answer.
     timeouts: AtomicU32,
-    /// When a call was answered last, in microseconds on the context's clock.
+    /// When the last call was answered, in microseconds on the context's clock.
     answered: AtomicU64,
 }
 
-/// In a connection's task, to notice its end: also of an idle one, and when the library panics.
+/// Runs in the task of a connection and notices its end, also when the connection is idle or the library panics.
 struct NoticeEnd {
     node: Weak<Node>,
     generation: u64,
@@ -63,11 +61,11 @@ enum Loss {
     Silent,
 }
 
-/// Why a call has no answer that could be used.
+/// Why a call has no usable answer.
 pub(super) enum Fault {
-    /// The server's answer is an error.
+    /// The server answered with an error.
     Refused(RedisError),
-    /// The connection ended before the answer, or what came was no answer.
+    /// The connection ended before the answer, or the answer was invalid.
     Dropped(RedisError),
     TimedOut,
 }
@@ -90,7 +88,7 @@ impl Node {
         self.address.as_ref()
     }
 
-    /// Why calls are not made, while the breaker is open.
+    /// The cause while the breaker is open.
     pub(super) fn rejects(&self) -> Option<CallError> {
         match &*self.link.borrow() {
             Link::Down(cause) => Some(CallError::breaker_open(cause)),
@@ -102,18 +100,18 @@ impl Node {
         matches!(*self.link.borrow(), Link::Closed)
     }
 
-    /// When a call was answered last, on the context's clock.
+    /// When the last call was answered, on the context's clock.
     pub(super) fn answered_at(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Waits for room among the calls under way.
+    /// Waits for room among the concurrent calls.
     pub(super) async fn room(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, CallError> {
         if let Ok(permit) = self.room.try_acquire() {
             return Ok(permit);
         }
         match timeout_at(deadline, self.room.acquire()).await {
-            // A call that has no time left would only be in the way of others.
+            // A call without time left would only delay others.
             Ok(Ok(permit)) if Instant::now() < deadline => Ok(permit),
             _ => Err(CallError::new(FailureKind::Overloaded)),
         }
@@ -124,8 +122,8 @@ impl Node {
         self.link.borrow().line().cloned()
     }
 
-    /// Waits until there is a connection, or there will be none soon. Sees to it that there is a
-    /// supervisor, also when the one that is waited for ends.
+    /// Waits until there is a connection, or none will come soon. Starts a supervisor if there is none, also when the
+    /// current one ends.
     pub(super) async fn wait_for_line(
         &self,
         deadline: Instant,
@@ -140,15 +138,15 @@ impl Node {
                 Link::Closed => return Err(CallError::new(FailureKind::Disconnected)),
                 Link::New | Link::Reconnecting => {}
             }
-            // The sender is this node's, so it is there.
+            // The node owns the sender, so it exists.
             if timeout_at(deadline, link.changed()).await.is_err() {
                 return Err(CallError::new(FailureKind::Timeout));
             }
         }
     }
 
-    /// Sends a command, and waits for its answer until `deadline`; with ASKING in front of it, in
-    /// the same message, where a slot is on its way to this server.
+    /// Sends a command and waits for its answer until `deadline`. Sends ASKING before it, in the same message, for a
+    /// slot that migrates to this server.
     pub(super) async fn send(
         &self,
         line: Line,
@@ -185,7 +183,7 @@ impl Node {
                 Err(Fault::Refused(error))
             }
             None => {
-                // What was sent with no time left, after another server took it, says nothing of this one.
+                // A call that was redirected here without time left proves nothing about this server.
                 if left >= self.context.options.deadline / 8 {
                     self.after_timeout(line.generation);
                 }
@@ -194,21 +192,21 @@ impl Node {
         }
     }
 
-    /// Asks something that is no call, if there is a connection.
+    /// Makes a call outside of the maximum, if there is a connection.
     pub(super) async fn ask(&self, question: &Cmd, deadline: Instant) -> Option<Value> {
         let mut connection = self.line()?.connection;
         let answer = question.query_async(&mut connection);
         timeout_at(deadline, answer).await.ok()?.ok()
     }
 
-    /// Takes the next connection into use.
+    /// Installs the next connection.
     pub(super) fn connected(self: &Arc<Self>, connection: MultiplexedConnection, driver: Driver) {
         let generation = self.context.next_generation();
         let end = NoticeEnd {
             node: Arc::downgrade(self),
             generation,
         };
-        // It begins when the connection is in use, so that its end is always noticed.
+        // Starts after the connection is installed, so that its end is always noticed.
         let (begin, begins) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let _end = end;
@@ -230,7 +228,7 @@ impl Node {
     }
 
     pub(super) fn not_connected(&self, error: &CallError) {
-        // Before the calls that wait for it go on.
+        // Before the waiting calls continue.
         self.context.failed(error);
         self.change(|link| match link {
             Link::Closed => None,
@@ -238,7 +236,7 @@ impl Node {
         });
     }
 
-    /// After the end of the supervisor: the next call starts another.
+    /// Called after the supervisor ended: the next call starts another.
     pub(super) fn begin_anew(&self) {
         self.change(|link| match link {
             Link::Closed => None,
@@ -246,12 +244,12 @@ impl Node {
         });
     }
 
-    /// Has those look again who wait for a connection.
+    /// Wakes calls that wait for a connection.
     pub(super) fn wake(&self) {
         self.link.send_modify(|_| {});
     }
 
-    /// Calls under way keep the connection until they are done.
+    /// Calls in progress keep the connection until they end.
     pub(super) fn close(&self) {
         self.change(|_| Some(Link::Closed));
     }
@@ -271,24 +269,24 @@ impl Node {
         }
     }
 
-    /// Has a connection replaced, if it is still the one in use, and its calls go on until then.
+    /// Requests the replacement of the current connection. Its calls continue until then.
     fn outlived(&self, generation: u64) {
         let before = self.change(|link| match link {
             Link::Up(line) if line.generation == generation => Some(Link::Stale(line.clone())),
             _ => None,
         });
         if before.is_some() {
-            self.context.is_in_trouble();
+            self.context.request_map();
         }
     }
 
-    /// Notices the end of a connection, if it is still the one in use.
+    /// Records the end of the current connection.
     fn lost(&self, generation: u64, how: Loss) {
         let mut outage = None;
         let before = self.change(|link| {
             let line = link.line().filter(|line| line.generation == generation)?;
             self.context.attended();
-            // The supervisor may be in a pause before it replaces a stale one.
+            // The supervisor may be in a pause before it replaces a stale connection.
             let is_replaced_at_once = how == Loss::Ended
                 && matches!(link, Link::Up(_))
                 && line.since.elapsed() >= SHORT_LIFE;
@@ -306,20 +304,20 @@ impl Node {
         });
         if let Some(before) = before {
             if let Some(line) = before.line() {
-                // What was sent to a server that hangs need not wait for it.
+                // Calls to a server that hangs need not wait for it.
                 line.driver.0.abort();
             }
-            self.context.is_in_trouble();
+            self.context.request_map();
         }
-        // Of a silent one the calls tell that were not answered. One that ended may have had none.
+        // Only unanswered calls reveal a silent connection. A connection that ended may have had none.
         if let Some(cause) = outage.filter(|_| how == Loss::Ended) {
             self.context.failed(&cause);
         }
     }
 
-    /// Changes the link, and returns what it was before if it did.
+    /// Changes the link. Returns the previous link if it changed.
     fn change(&self, to: impl FnOnce(&Link) -> Option<Link>) -> Option<Link> {
-        // Taken out of the lock: what is dropped with a connection may come back to this link.
+        // Dropped outside of the lock: the drop of a connection may use this link.
         let mut before = None;
         self.link.send_if_modified(|link| {
             let Some(next) = to(link) else {
@@ -344,8 +342,7 @@ impl Drop for Node {
     }
 }
 
-/// Whether a connection is of no more use after an error: it ended, or one can no longer tell
-/// where an answer begins.
+/// Whether an error makes the connection unusable: it ended, or the start of the next answer is unknown.
 fn is_end(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse)
 }
@@ -374,7 +371,7 @@ mod tests {
         Node::new(None, Context::new(target, options))
     }
 
-    /// Connects, and returns the number of the connection.
+    /// Connects, and returns the generation of the connection.
     async fn connected(node: &Arc<Node>) -> u64 {
         let (connection, driver) = connect(node.context.clone(), None).await.unwrap();
         node.connected(connection, driver);
@@ -382,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_late_failure_of_a_connection_leaves_its_successor_alone() {
+    async fn a_late_failure_of_a_connection_does_not_affect_its_successor() {
         let (_server, node) = node().await;
         let first = connected(&node).await;
         node.lost(first, Loss::Silent);
@@ -400,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_that_come_with_no_time_left_do_not_open_the_breaker() {
+    async fn calls_without_time_left_do_not_open_the_breaker() {
         let server = TestServer::start(&[]).await;
         let options = Options {
             deadline: Duration::from_micros(10),
@@ -412,7 +409,7 @@ mod tests {
         let over = Instant::now() - Duration::from_secs(1);
         for _ in 0..2 * TIMEOUTS {
             let line = node.line().expect("it is in use");
-            // It has no answer.
+            // It gets no answer.
             let mut waits = redis::cmd("BLPOP");
             waits.arg("nothing").arg(0);
             let sent = node.send(line, &waits, false, over).await;
@@ -422,7 +419,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_driver_that_panics_is_the_end_of_its_connection() {
+    async fn a_driver_that_panics_ends_its_connection() {
         let (_server, node) = node().await;
         let (connection, driver) = connect(node.context.clone(), None).await.unwrap();
         let panics = async move {
@@ -437,7 +434,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_no_longer_needed_stays_closed() {
+    async fn a_removed_server_stays_closed() {
         let (_server, node) = node().await;
         connected(&node).await;
         let line = node.line().unwrap();
@@ -447,14 +444,14 @@ mod tests {
         node.not_connected(&CallError::new(FailureKind::Timeout));
         node.begin_anew();
         assert!(node.is_closed() && node.line().is_none());
-        // Calls under way are answered.
+        // Calls in progress are answered.
         let deadline = Instant::now() + Duration::from_secs(30);
         let pong = node.send(line, &redis::cmd("PING"), false, deadline).await;
         assert!(matches!(pong, Ok(Value::SimpleString(pong)) if pong == "PONG"));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn room_is_waited_for_until_the_deadline() {
+    async fn a_call_waits_for_room_until_its_deadline() {
         let node = node_at(Target::parse("redis://127.0.0.1").unwrap());
         let first = node.room(Instant::now()).await.unwrap();
         let deadline = Instant::now() + Duration::from_millis(10);

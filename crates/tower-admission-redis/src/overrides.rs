@@ -7,8 +7,8 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::client::Again;
-use super::failure::{CallError, OrFailure};
+use super::call_error::{CallError, OrFailure};
+use super::client::Retry;
 use super::script::Script;
 use tower_admission::store::overrides::{
     AuditRecord, ConfirmedOverride, ConfirmedOverrides, LimiterDescription, OverrideChanges,
@@ -150,7 +150,7 @@ impl RedisOverrides {
             change.local.unwrap_or_default().to_owned(),
         ][..];
         // A second call would find its own override as the one before.
-        let set = self.call_again(Again::Never, &self.set, &self.keys, arguments);
+        let set = self.call_with_retry(Retry::Never, &self.set, &self.keys, arguments);
         let answer: Vec<redis::Value> = set.await?;
         let bytes_at = |at: usize| {
             let value = answer
@@ -285,12 +285,13 @@ impl RedisOverrides {
         keys: &[String],
         arguments: impl redis::ToRedisArgs + Copy,
     ) -> Result<T, CallError> {
-        self.call_again(Again::Once, script, keys, arguments).await
+        self.call_with_retry(Retry::Once, script, keys, arguments)
+            .await
     }
 
-    async fn call_again<T: redis::FromRedisValue>(
+    async fn call_with_retry<T: redis::FromRedisValue>(
         &self,
-        again: Again,
+        retry: Retry,
         script: &Script,
         keys: &[String],
         arguments: impl redis::ToRedisArgs + Copy,
@@ -298,7 +299,7 @@ impl RedisOverrides {
         let client = &self.store.client;
         let deadline = Instant::now() + client.patience().max(MIN_DEADLINE);
         client
-            .run_apart(script, keys, arguments, deadline, again)
+            .run_apart(script, keys, arguments, deadline, retry)
             .await
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting until a deadline, without a loss of what has arrived.
+//! Waits until a deadline without losing an answer that has arrived.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -6,14 +6,14 @@ use std::task::Poll;
 
 use tokio::time::{Instant, timeout_at};
 
-/// How often others run before an answer is given up: the task that reads the connection, and the one that
-/// answers those who share a call, on runtimes with several threads too.
+/// How often other tasks run before a call times out: the task that reads the connection, and the task that answers
+/// requests of a shared call, also on a multi-thread runtime.
 const TURNS: u32 = 4;
 
 /// Waits for an answer until `deadline`; `None` if there is none.
 ///
-/// A process that stood still past its deadlines, as when the operating system gave it no processor, finds timers
-/// that fired and answers that arrived, at the same time. The answers count.
+/// A process that was paused past its deadlines, for example without a processor, finds expired timers and arrived
+/// answers at the same time. The answers count.
 pub(super) async fn answered_by<T>(
     deadline: Instant,
     answer: impl Future<Output = T>,

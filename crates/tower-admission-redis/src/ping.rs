@@ -1,4 +1,4 @@
-//! Whether decisions can be made: asks each server for one, as a request would.
+//! Checks that each server can decide requests.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -11,19 +11,18 @@ use tokio::time::timeout;
 
 use super::Inner;
 use super::answers::parse;
+use super::arguments::{Arguments, KeyRules, Mode, Run};
 use super::attempt::{CONNECT_WITHIN, apart};
-use super::charged::{Arguments, KeyRules, Mode, Run};
+use super::call_error::{CallError, OrFailure};
 use super::client::Route;
 use super::connection::Driver;
-use super::failure::{CallError, OrFailure};
 use super::slots::{Range, SLOTS, ranges, slot};
 use super::url::Address;
 use tower_admission::Quota;
 use tower_admission::Rule;
 use tower_admission::store::FailureKind;
 
-/// Fails with the first thing that is wrong. Its connections are new ones, as what those that are open may do can
-/// have changed since.
+/// Fails with the first error. Uses new connections, because permissions may have changed since the others were opened.
 pub(super) async fn ping(store: &Arc<Inner>) -> Result<(), CallError> {
     let mut probes = JoinSet::new();
     match store.client.route() {
@@ -39,7 +38,7 @@ pub(super) async fn ping(store: &Arc<Inner>) -> Result<(), CallError> {
         }
     }
     while let Some(probed) = probes.join_next().await {
-        // A panic is told by the probe.
+        // The probe reports a panic.
         probed.unwrap_or_else(|_| Err(CallError::new(FailureKind::Disconnected)))?;
     }
     Ok(())
@@ -60,19 +59,19 @@ fn masters(found: Vec<Range>) -> Result<HashMap<Address, u16>, CallError> {
     Ok(masters.collect())
 }
 
-/// A key under the prefix that belongs to no limiter.
+/// A key under the prefix that no limiter uses.
 fn key_of(store: &Inner) -> String {
     format!("{}:ping", store.names.prefix())
 }
 
-/// The same in a slot. The tag is short: there are about as many numbers to try as slots.
+/// The same in a slot. The tag is short: finding it takes about as many attempts as there are slots.
 fn key_in(key: &str, of_slot: u16) -> String {
     let mut keys = (0_u64..).map(|n| format!("{key}:{{{n}}}"));
     let found = keys.find(|key| slot(key.as_bytes()) == of_slot);
     found.expect("numbers do not end")
 }
 
-/// Asks one server, or without an address the master of the moment.
+/// Checks one server; without an address, the current master.
 async fn probe(store: Arc<Inner>, address: Option<Address>, key: String) -> Result<(), CallError> {
     let probed = apart(async move {
         let is_alone = address.is_none();
@@ -88,7 +87,7 @@ async fn probe(store: Arc<Inner>, address: Option<Address>, key: String) -> Resu
         let checked = timeout(within, async {
             tokio::select! {
                 checked = &mut checked => checked,
-                // What waited for the connection has failed then, and says why.
+                // The call that waited for the connection has failed with the cause.
                 () = &mut driver => checked.await,
             }
         });
@@ -116,7 +115,7 @@ async fn open(
     }
 }
 
-/// Fails unless it is a master, and has all keys if it is the only server.
+/// Fails unless the server is a master, and holds all slots if it is the only server.
 async fn check_role(
     mut connection: MultiplexedConnection,
     asked: &Address,
@@ -141,7 +140,7 @@ async fn check_role(
         return Err(CallError::because(FailureKind::ReadOnly, "it is a replica"));
     }
     if is("mode", "cluster") && is_alone {
-        // Who may not ask finds out with the first key of another server.
+        // A user without this permission finds out with the first key of another server.
         let slots: Result<Value, _> = redis::cmd("CLUSTER")
             .arg("SLOTS")
             .query_async(&mut connection)
@@ -155,13 +154,13 @@ async fn check_role(
     Ok(())
 }
 
-/// Has a request of cost 1 decided, as requests are.
+/// Decides a request of cost 1, like a limiter does.
 async fn decide(
     store: &Inner,
     mut connection: MultiplexedConnection,
     key: String,
 ) -> Result<(), CallError> {
-    // It is stored for a few milliseconds.
+    // The key expires after a few milliseconds.
     let rules = [KeyRules::from_iter([Rule::new(Quota::per_second(1_000))])];
     let runs = [Run::single(1, 1)];
     let arguments = Arguments {
@@ -188,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_without_a_master_are_found() {
+    fn a_slot_without_a_master_is_found() {
         let range = |first, last, port| Range {
             first,
             last,
@@ -200,7 +199,7 @@ mod tests {
         for (found, without) in [
             (vec![], "16384 slots"),
             (vec![range(0, 99, 1), range(101, last, 2)], "1 slots"),
-            // Two claim the same.
+            // Two masters claim the same slot.
             (vec![range(1, last, 1), range(1, last, 2)], "1 slots"),
         ] {
             let error = masters(found).unwrap_err();

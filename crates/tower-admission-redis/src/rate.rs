@@ -7,9 +7,9 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::charged::{KeyRules, Mode};
+use super::arguments::{KeyRules, Mode};
+use super::call_error::CallError;
 use super::client::Client;
-use super::failure::CallError;
 use super::lanes::Lanes;
 use super::names::Name;
 use super::script::Script;
@@ -30,25 +30,25 @@ pub(super) struct RedisBuckets(Arc<Buckets>);
 
 pub(super) struct Buckets {
     pub(super) store: Arc<Inner>,
-    /// None of joined ones.
+    /// `None` for joined buckets.
     name: Option<Name>,
-    /// The limiters that are joined here.
+    /// The joined limiters.
     parts: Box<[Arc<Self>]>,
-    /// Those of the policies that they were opened with, then those of tiers.
+    /// The sets of the policies, then those of tiers.
     sets: Box<[OnceLock<Set>]>,
-    /// How many sets there are. Held while one is added.
+    /// The number of sets. Locked while a set is added.
     adding: Mutex<usize>,
     denials: Arc<DenialCache>,
     pub(super) lanes: Lanes<Self>,
-    /// This replica's share, for when Redis is away.
+    /// The share of this replica while Redis is unavailable.
     share: Option<LocalShare>,
 }
 
 /// The buckets of one policy, or of one tier of it.
 struct Set {
-    /// What the Redis keys begin with.
+    /// The beginning of the Redis keys.
     begin: String,
-    /// The defaults.
+    /// The default rules.
     rules: ArcSwap<KeyRules>,
 }
 
@@ -77,7 +77,7 @@ impl RedisBuckets {
         Self::called(name, store, policies)
     }
 
-    /// Those that are called so already.
+    /// Opens the buckets of an existing name.
     pub(super) fn called(name: Name, store: Arc<Inner>, policies: &[Policy]) -> Self {
         let share = match store.options.on_failure {
             FailureMode::LocalShare { replicas } => Some(LocalShare::open(policies, replicas)),
@@ -100,7 +100,7 @@ impl RedisBuckets {
         }))
     }
 
-    /// Asks Redis, unless it is known to be away.
+    /// Calls Redis, unless it is known to be unavailable.
     fn ask(&self, charges: &[Charge], cost: u32, mode: Mode) -> Reply<Decision> {
         if !self.0.limits(charges) {
             return Reply::Ready(Decision::unlimited());
@@ -120,8 +120,8 @@ impl RedisBuckets {
                 Err(charged) => {
                     let decision = this.0.without_redis(&charges, cost, mode).await;
                     if !decision.is_admitted() && !charged.is_empty() {
-                        // Not waited for, as the deadline may be over.
-                        tokio::spawn(async move { this.0.give_back(&charged, cost).await });
+                        // Not awaited, because the deadline may be over.
+                        tokio::spawn(async move { this.0.refund_charges(&charged, cost).await });
                     }
                     decision
                 }
@@ -154,13 +154,13 @@ impl RateBuckets for RedisBuckets {
         let this = self.clone();
         let charges = charges.to_vec();
         Reply::Pending(Box::pin(async move {
-            this.0.give_back(&charges, cost).await;
-            // Once more, as one that was denied in the meantime would be admitted now.
+            this.0.refund_charges(&charges, cost).await;
+            // Retry, because a rejection that arrived meanwhile is outdated.
             this.0.denials.forget(&charges);
         }))
     }
 
-    /// In Redis the next decision converts what is used.
+    /// In Redis the next decision converts the usage.
     fn settle(&self, charges: &[Charge]) {
         if let Some(share) = &self.0.share {
             share.settle(charges);
@@ -197,7 +197,7 @@ impl RateBuckets for RedisBuckets {
 
     fn retire(&self) {
         if let Some(name) = &self.0.name {
-            name.give_up();
+            name.release();
         }
     }
 
@@ -241,7 +241,7 @@ impl Buckets {
         &self.store.client
     }
 
-    /// Fails at once when none of the keys can be reached.
+    /// Fails at once if no server of the keys is available.
     fn check(&self, charges: &[Charge]) -> Result<(), CallError> {
         let keys = || charges.iter().map(|charge| self.key(charge));
         self.client().check_any(keys)
@@ -261,7 +261,7 @@ impl Buckets {
         Name::key(begin, &charge.key)
     }
 
-    /// Whether there is a quota that is not off: else Redis has nothing to say.
+    /// Whether a quota limits anything: otherwise no call is needed.
     fn limits(&self, charges: &[Charge]) -> bool {
         charges.iter().any(|charge| {
             let rules = self.set(charge.set).map(|set| set.rules.load());
@@ -271,7 +271,7 @@ impl Buckets {
         })
     }
 
-    /// The effective rules of each charge.
+    /// The rules in force for each charge.
     pub(super) fn rules(&self, charges: &[Charge]) -> Vec<KeyRules> {
         charges.iter().map(|charge| self.rules_of(charge)).collect()
     }
@@ -287,10 +287,10 @@ impl Buckets {
             .collect()
     }
 
-    /// What the failure mode says.
+    /// Decides by the failure mode.
     #[cold]
     fn without_redis(&self, charges: &[Charge], cost: u32, mode: Mode) -> Reply<Decision> {
-        // A peek decides about no request.
+        // A peek decides no request.
         if mode == Mode::Take {
             let events = self.client().events();
             events.decided_without(self.store.options.on_failure);
@@ -305,7 +305,7 @@ impl Buckets {
         }
     }
 
-    /// Keeps what Redis said for later.
+    /// Records the decision for the cache and the local share.
     fn learn(
         &self,
         charges: &[Charge],
@@ -322,7 +322,7 @@ impl Buckets {
         } else if let Some(share) = &self.share
             && cost > 0
         {
-            // So that the share is no fresh burst when Redis goes away.
+            // Otherwise the share would be a fresh burst when Redis fails.
             share.charge(charges, cost);
         }
     }

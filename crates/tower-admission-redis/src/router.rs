@@ -1,4 +1,4 @@
-//! Which master of a cluster has a slot: a map that is read without a lock, and kept up to date.
+//! Finds the master of a slot: keeps a map of a cluster that calls read without a lock.
 
 use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{ask_once, attempt};
+use super::call_error::CallError;
 use super::context::Context;
-use super::failure::CallError;
 use super::health::Condition;
 use super::node::Node;
 use super::slots::{Range, SLOTS, ranges};
@@ -21,32 +21,32 @@ use super::sync::lock;
 use super::url::Address;
 use tower_admission::store::FailureKind;
 
-/// Masters in a map at most: as many as a cluster is recommended to have nodes.
+/// The maximum number of masters in a map: the recommended maximum of nodes in a cluster.
 const MAX_NODES: usize = 1_000;
 
-/// How long a server may take to tell the map, so that one that hangs does not keep others from it.
-const MAP_WITHIN: Duration = Duration::from_millis(100);
+/// The time limit for a server to send the map, so that a server that hangs does not delay the others.
+const MAP_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How often the map is asked for: while a master cannot be reached, and else.
-const WITH_TROUBLE: Duration = Duration::from_millis(200);
-const WITHOUT_TROUBLE: Duration = Duration::from_secs(15);
+/// The interval between two requests for the map: while a master is unavailable, and otherwise.
+const MAP_INTERVAL_DEGRADED: Duration = Duration::from_millis(200);
+const MAP_INTERVAL: Duration = Duration::from_secs(15);
 
 pub(super) struct Router {
     seeds: Vec<Address>,
     context: Arc<Context>,
     map: ArcSwapOption<Map>,
-    /// Held while the map is replaced, so that no change is lost.
+    /// Locked while the map is replaced, so that no change is lost.
     changing: Mutex<()>,
     first: watch::Sender<FirstMap>,
 }
 
-/// What became of the first map.
+/// The state of the first map.
 #[derive(Clone)]
 enum FirstMap {
-    /// No attempt to read it is over: calls wait.
+    /// The first attempt to read it is in progress: calls wait.
     New,
     Known,
-    /// Calls fail. Why.
+    /// Calls fail with this cause.
     Unknown(CallError),
 }
 
@@ -61,7 +61,7 @@ impl FirstMap {
 }
 
 struct Map {
-    /// For each slot the place of its master among the nodes, or [`NO_MASTER`].
+    /// For each slot the index of its master among the nodes, or [`NO_MASTER`].
     slots: Box<[u16]>,
     nodes: Vec<Member>,
 }
@@ -71,7 +71,7 @@ const NO_MASTER: u16 = u16::MAX;
 #[derive(Clone)]
 struct Member {
     node: Arc<Node>,
-    /// Whether a call was sent there since the last map, though it may have no slot yet.
+    /// Whether a call was sent to the node since the last map. It may have no slot yet.
     asked: Arc<AtomicBool>,
 }
 
@@ -105,8 +105,7 @@ impl Router {
         self.map.load().is_some()
     }
 
-    /// Waits for the first map. Sees to it that there is a supervisor, also when the one that is
-    /// waited for ends.
+    /// Waits for the first map. Starts a supervisor if there is none, also when the current one ends.
     pub(super) async fn wait_for_map(
         &self,
         deadline: Instant,
@@ -120,7 +119,7 @@ impl Router {
                 FirstMap::Unknown(cause) => return Err(CallError::breaker_open(cause)),
                 FirstMap::New => {}
             }
-            // The sender is this router's, so it is there.
+            // The router owns the sender, so it exists.
             if timeout_at(deadline, first.changed()).await.is_err() {
                 return Err(CallError::new(FailureKind::Timeout));
             }
@@ -132,7 +131,7 @@ impl Router {
         self.map.load().as_ref()?.node(slot).cloned()
     }
 
-    /// Why calls for a slot are not made, while the breaker of its master is open.
+    /// The cause while the breaker of the slot's master is open.
     pub(super) fn rejects(&self, slot: u16) -> Option<CallError> {
         if let Some(map) = &*self.map.load() {
             return map.node(slot)?.rejects();
@@ -149,7 +148,7 @@ impl Router {
         members.map(|member| member.node.clone()).collect()
     }
 
-    /// A server named another as the master of a slot.
+    /// Records that a server named another master for a slot.
     pub(super) fn has_moved(&self, slot: u16, to: &Address) {
         self.change(|map, context| {
             let at = map.at(to);
@@ -162,10 +161,10 @@ impl Router {
             *slots.get_mut(usize::from(slot))? = at as u16;
             Some(Map { slots, nodes })
         });
-        self.context.is_in_trouble();
+        self.context.request_map();
     }
 
-    /// The server at an address, which is to take a call for a slot that it does not have yet.
+    /// The server at an address, for a call for a slot that migrates there.
     pub(super) fn node_at(&self, address: &Address) -> Option<Arc<Node>> {
         self.known_node_at(address).or_else(|| {
             self.change(|map, context| {
@@ -189,7 +188,7 @@ impl Router {
         Some(member.node.clone())
     }
 
-    /// Changes the map that there is.
+    /// Changes the current map.
     fn change(&self, to: impl FnOnce(&Map, &Arc<Context>) -> Option<Map>) {
         let changed = {
             let _changing = lock(&self.changing);
@@ -197,7 +196,7 @@ impl Router {
             let changed = map.and_then(|map| to(&map, &self.context));
             let is_changed = changed.is_some();
             if let Some(map) = changed {
-                // Before calls find a new server, as the supervisor needs time to connect to it.
+                // Before calls find a new server, because the supervisor needs time to connect to it.
                 self.context.attended();
                 self.map.store(Some(Arc::new(map)));
             }
@@ -208,7 +207,7 @@ impl Router {
         }
     }
 
-    /// Asks for the map.
+    /// Requests the map.
     pub(super) async fn refresh(&self) {
         match self.ask_masters().await {
             Some(found) => self.replace(found),
@@ -222,28 +221,28 @@ impl Router {
         }
     }
 
-    /// The pause until the map is asked for again.
+    /// The pause before the next request for the map.
     pub(super) fn pause(&self) -> Duration {
         match self.context.health.all_are_up() {
-            true => WITHOUT_TROUBLE.mul_f64(0.8 + fastrand::f64() / 5.0),
-            false => WITH_TROUBLE,
+            true => MAP_INTERVAL.mul_f64(0.8 + fastrand::f64() / 5.0),
+            false => MAP_INTERVAL_DEGRADED,
         }
     }
 
-    /// Asks one master after another; the one that answered a call last is the likeliest to answer.
+    /// Requests the map from one master after another. The master that answered a call last comes first.
     async fn ask_masters(&self) -> Option<Vec<Range>> {
         let mut nodes = self.nodes();
-        // Read once each, as calls go on meanwhile: an order that changes makes sorting panic.
+        // Reads each time once: calls go on meanwhile, and an order that changes makes sorting panic.
         nodes.sort_by_cached_key(|node| Reverse(node.answered_at()));
         for node in nodes {
             let Some(asked) = node.address() else {
                 continue;
             };
-            let Some(answer) = node.ask(&question(), Instant::now() + MAP_WITHIN).await else {
+            let Some(answer) = node.ask(&question(), Instant::now() + MAP_TIMEOUT).await else {
                 continue;
             };
             let found = ranges(&answer, asked);
-            // A server that has left its cluster knows no slots.
+            // A server that left its cluster knows no slots.
             if !found.is_empty() {
                 return Some(found);
             }
@@ -251,7 +250,7 @@ impl Router {
         None
     }
 
-    /// Asks all seeds at once, so that none that hangs is waited for.
+    /// Requests the map from all seeds at once, so that a seed that hangs delays nothing.
     pub(super) async fn ask_seeds(&self) -> Result<Vec<Range>, CallError> {
         let mut asked = JoinSet::new();
         for seed in self.seeds.clone() {
@@ -267,7 +266,7 @@ impl Router {
         while let Some(answer) = asked.join_next().await {
             match answer {
                 Ok(Ok(found)) if !found.is_empty() => return Ok(found),
-                // What a server says tells more than that another is not there.
+                // An error of a server explains more than an unreachable one.
                 Ok(Err(error))
                     if failed
                         .as_ref()
@@ -282,7 +281,7 @@ impl Router {
         Err(failed.unwrap_or_else(|| CallError::because(FailureKind::Busy, words)))
     }
 
-    /// Takes a map into use. Servers that are in it keep their connections.
+    /// Installs a map. Servers in it keep their connections.
     fn replace(&self, found: Vec<Range>) {
         let left = {
             let _changing = lock(&self.changing);
@@ -310,7 +309,7 @@ impl Router {
             let mut left = Vec::new();
             for member in before {
                 let is_in = nodes.iter().any(|now| Arc::ptr_eq(&now.node, &member.node));
-                // One that slots are on their way to, and that has none yet, is in no map.
+                // A server that only receives migrating slots is in no map.
                 let is_asked = member.asked.swap(false, Ordering::Relaxed);
                 match is_in {
                     true => {}
@@ -331,7 +330,7 @@ impl Router {
 
     fn set_first(&self, now: FirstMap) {
         let changed = self.first.send_if_modified(|first| {
-            // A map that is known stays, also when no newer one can be had.
+            // The current map stays when no newer one is available.
             if matches!(first, FirstMap::Known) {
                 return false;
             }
@@ -345,7 +344,7 @@ impl Router {
         }
     }
 
-    /// After the end of the supervisor: the next call starts another.
+    /// Called after the supervisor ended: the next call starts another.
     pub(super) fn begin_anew(&self) {
         self.set_first(FirstMap::New);
         for node in self.nodes() {
@@ -353,7 +352,7 @@ impl Router {
         }
     }
 
-    /// Has those look again who wait for the map or a connection.
+    /// Wakes calls that wait for the map or a connection.
     pub(super) fn wake(&self) {
         self.first.send_modify(|_| {});
         for node in self.nodes() {
@@ -362,7 +361,7 @@ impl Router {
     }
 }
 
-/// Adds a server, if there is room for one, and returns its place.
+/// Adds a server, if there is room for one, and returns its index.
 fn join(nodes: &mut Vec<Member>, address: &Address, context: &Arc<Context>) -> Option<usize> {
     if nodes.len() >= MAX_NODES {
         return None;
@@ -415,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_keeps_the_servers_that_stay_and_closes_the_others() {
+    fn a_new_map_keeps_the_servers_in_it_and_closes_the_others() {
         let router = router();
         assert!(!router.is_known() && router.node(0).is_none());
         router.replace(vec![range(0, 9, 1), range(10, 19, 2), range(20, 29, 1)]);
@@ -454,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_without_slots_stays_while_calls_are_sent_there() {
+    fn a_server_without_slots_stays_while_calls_use_it() {
         let router = router();
         router.replace(vec![range(0, 9, 1)]);
         let importing = router.node_at(&tcp(2)).unwrap();
@@ -467,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_is_bounded() {
+    fn a_map_has_a_maximum_size() {
         let router = router();
         let ranges = (0..MAX_NODES as u16 + 5).map(|n| range(n, n, n + 1));
         router.replace(ranges.collect());

@@ -1,8 +1,8 @@
-//! Lua scripts: called by their hash, by their source when the server does not know it.
+//! Lua scripts: called by their hash, or by their source if the server does not have them.
 
 use redis::{Cmd, ToRedisArgs};
 
-/// A script, and what it is known by.
+/// A script and its hash.
 pub(super) struct Script {
     source: &'static str,
     sha1: String,
@@ -20,7 +20,7 @@ impl Script {
         command("EVALSHA", &self.sha1, keys, arguments)
     }
 
-    /// After NOSCRIPT: one more round trip, where loading the script first would be two.
+    /// After NOSCRIPT, the source costs one more round trip; loading the script first would cost two.
     pub(super) fn call_with_source(&self, keys: &[String], arguments: impl ToRedisArgs) -> Cmd {
         command("EVAL", self.source, keys, arguments)
     }

@@ -1,15 +1,15 @@
-//! Asks Sentinels which server is the master.
+//! Finds the master by Sentinel.
 
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use super::call_error::{CallError, ClientError};
 use super::connection::beside;
-use super::failure::{CallError, ClientError};
 use super::url::{Address, Login, Target};
 use tower_admission::store::FailureKind;
 
-/// The Sentinels of a service, and how to log in to them.
+/// The Sentinels of a service, and the login for them.
 #[derive(Clone)]
 pub(super) struct Sentinels {
     pub(super) addresses: Vec<Address>,
@@ -17,20 +17,19 @@ pub(super) struct Sentinels {
     pub(super) login: Login,
 }
 
-/// What a task has found out.
+/// The result of a task.
 enum Finding {
     /// A Sentinel names a master.
     Named(Address),
-    /// That is what the named server says, too.
+    /// The named server confirms that it is the master.
     Confirmed(Address),
 }
 
 impl Sentinels {
-    /// Asks all at once, so that none that hangs is waited for, and takes the first server that
-    /// says itself that it is the master: a Sentinel that is cut off from the others may still
-    /// name one that is not any more.
+    /// Calls all Sentinels at once, so that one that hangs delays nothing. Takes the first server that confirms that it
+    /// is the master: a Sentinel that is cut off from the others may name a former one.
     pub(super) async fn master(&self, target: &Target) -> Result<Address, CallError> {
-        // Dropped with this future, it ends the tasks.
+        // Ends the tasks when this future is dropped.
         let mut tasks = JoinSet::new();
         for address in &self.addresses {
             let (sentinels, target, address) = (self.clone(), target.clone(), address.clone());
@@ -55,13 +54,13 @@ impl Sentinels {
                     });
                 }
                 Ok(Ok(Finding::Confirmed(address))) => return Ok(address),
-                // What a server says tells more than that another is not there.
+                // An error of a server explains more than an unreachable one.
                 Ok(Err(error)) if failure.kind() == FailureKind::Disconnected => failure = error,
                 Ok(Err(_)) => {}
                 Err(error) if error.is_panic() => {
                     return Err(CallError::panicked(error.into_panic()));
                 }
-                // The runtime ends.
+                // The runtime is shutting down.
                 Err(_) => {}
             }
         }

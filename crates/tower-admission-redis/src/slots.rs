@@ -1,4 +1,4 @@
-//! Hash slots of a cluster: which one a key lies in, and which server has it.
+//! Hash slots of a cluster: the slot of a key, and the server of a slot.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use redis::Value;
 
 use super::url::Address;
 
-/// How many there are in every cluster.
+/// The number of slots in every cluster.
 pub(super) const SLOTS: usize = 16_384;
 
-/// The slot of a key: of the part in braces, if there is one.
+/// The slot of a key: the hash of the part in braces, if there is one.
 pub(super) fn slot(key: &[u8]) -> u16 {
     crc16(hash_tag(key)) % SLOTS as u16
 }
@@ -26,7 +26,7 @@ fn hash_tag(key: &[u8]) -> &[u8] {
     }
 }
 
-/// XMODEM's: polynomial 0x1021, begins with 0, nothing reflected.
+/// CRC-16/XMODEM: polynomial 0x1021, initial value 0, nothing reflected.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc: u16, byte| {
         (crc << 8) ^ TABLE[usize::from((crc >> 8) as u8 ^ byte)]
@@ -53,7 +53,7 @@ const TABLE: [u16; 256] = {
     table
 };
 
-/// Slots that one master has, the last included.
+/// A range of slots of one master, inclusive.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) first: u16,
@@ -61,8 +61,8 @@ pub(super) struct Range {
     pub(super) master: Address,
 }
 
-/// Reads what `CLUSTER SLOTS` answers, of the node that `asked` is the address of. Leaves out what
-/// it cannot read, and masters whose host their cluster does not know.
+/// Parses an answer to `CLUSTER SLOTS` from the node at `asked`. Leaves out unreadable ranges, and masters whose host
+/// is unknown to their cluster.
 pub(super) fn ranges(answer: &Value, asked: &Address) -> Vec<Range> {
     let Value::Array(found) = answer else {
         return Vec::new();
@@ -76,7 +76,7 @@ fn read(range: &Value, asked: &Address) -> Option<Range> {
     let Value::Array(parts) = range else {
         return None;
     };
-    // The master comes first, its replicas after it.
+    // The master comes first, then its replicas.
     let [first, last, Value::Array(master), ..] = parts.as_slice() else {
         return None;
     };
@@ -111,7 +111,7 @@ fn slot_number(value: &Value) -> Option<u16> {
 
 /// The address in a redirection, such as `127.0.0.1:7000`, `::1:7000` and `:7000`.
 pub(super) fn redirection(to: &str, asked: &Address) -> Option<Address> {
-    // The port comes after the last colon, as an IPv6 address has no brackets here.
+    // The port follows the last colon: an IPv6 address has no brackets here.
     let (host, port) = to.rsplit_once(':')?;
     reached_from(asked, host, port.parse().ok()?)
 }
@@ -119,9 +119,9 @@ pub(super) fn redirection(to: &str, asked: &Address) -> Option<Address> {
 fn reached_from(asked: &Address, host: &str, port: u16) -> Option<Address> {
     let host = match (host, asked) {
         (_, _) if port == 0 => return None,
-        // The node does not know the name that it should give.
+        // The node does not know its announced name.
         ("?", _) => return None,
-        // The same as of the node that answered.
+        // The host of the node that answered.
         ("", Address::Tcp(host, _)) => host.clone(),
         ("", Address::Unix(_)) => return None,
         (host, _) => Arc::from(host),
@@ -137,9 +137,9 @@ mod tests {
         Address::Tcp(host.into(), port)
     }
 
-    /// Numbers of the cluster specification and of `CLUSTER KEYSLOT`.
+    /// Values of the cluster specification and of `CLUSTER KEYSLOT`.
     #[test]
-    fn slots_are_those_of_redis() {
+    fn a_key_has_the_slot_that_redis_computes() {
         assert_eq!(crc16(b"123456789"), 0x31C3);
         for (key, expected) in [
             ("", 0),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_braces_with_something_in_them_are_a_tag() {
+    fn only_the_first_non_empty_braces_are_a_tag() {
         for (key, tag) in [
             ("{user1000}.following", "user1000"),
             ("foo{}{bar}", "foo{}{bar}"),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_masters_of_ranges() {
+    fn an_answer_names_the_master_of_each_range() {
         let answer = Value::Array(vec![
             of(
                 0,
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_out_what_is_no_range() {
+    fn an_invalid_range_is_left_out() {
         let one = || node(text("a"), 7000);
         for answer in [
             Value::Nil,
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn redirections() {
+    fn a_redirection_names_an_address() {
         let asked = tcp("10.0.0.1", 1);
         for (to, expected) in [
             ("127.0.0.1:6381", Some(tcp("127.0.0.1", 6381))),

@@ -22,11 +22,11 @@ use super::tls::RedisTls;
 use super::url::Target;
 use super::{leases, named, ping};
 
-/// Counts in Redis, so that replicas of a service share one limit.
+/// A store in Redis: all replicas of a service share one limit.
 ///
-/// A decision is one script call: one round trip, atomic over all quotas and keys, on the server's
-/// clock. It takes Redis from 6.2 or Valkey: one server, a primary with replicas behind Sentinel or behind
-/// an address that follows it, or a cluster.
+/// A decision is one script call: one round trip, atomic over all quotas and keys, by the server's clock. The server is
+/// Redis 6.2 or later, or Valkey: one server, a primary with replicas (behind Sentinel, or behind an address that follows
+/// the primary), or a cluster.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -47,41 +47,42 @@ use super::{leases, named, ping};
 /// # }
 /// ```
 ///
-/// # When Redis is away
+/// # When Redis is unavailable
 ///
-/// A call waits for the [deadline](Self::deadline) at most, and then the
-/// [failure mode](Self::on_failure) decides. When Redis closes the connection, the store connects
-/// again at once, calls wait for that, and those whose answer is lost are made once more (but no
-/// refunds). When that attempt fails, or three calls in a row are not answered, later calls are not
-/// made until a task in the background has connected again: they are decided in microseconds. In a
-/// cluster this is so for each master. The connection is lazy, so a service starts and serves while
-/// Redis is down; [`ping`](Self::ping) finds out at start.
+/// A call waits at most for the [deadline](Self::deadline). Then the [failure mode](Self::on_failure) decides.
 ///
-/// # What replicas have to agree on
+/// When Redis closes the connection, the store reconnects at once. Calls wait for that, and calls that lost their answer
+/// are repeated once, except for refunds. When the reconnection fails, or three calls in a row get no answer, the store
+/// makes no calls until a background task has connected again: the failure mode then decides within microseconds. In a
+/// cluster this applies to each master separately.
+///
+/// The first call connects, so a service starts and serves while Redis is unavailable. [`ping`](Self::ping) checks the
+/// connection at start.
+///
+/// # What replicas must agree on
 ///
 /// - The [`prefix`](Self::prefix).
 /// - The [`secret`](Self::secret), for keys of credentials.
-/// - The names of the [`Policy`]: buckets are known by them, and a second limiter with the same
-///   names by its number, in the order in which limiters are made with the store and its clones (as far as
-///   they keep its prefix). Give each limiter's policy a name of its own.
-/// - Quotas may differ for as long as a deployment takes: what is spent stays spent, in requests.
-///   A quota that becomes [sliding](tower_admission::Quota::sliding), or no longer is, starts anew, together with
-///   the others of its limiter; until all replicas have it, those of either kind share a limit.
+/// - The names in the [`Policy`]: they name the buckets. A second limiter with the same names gets a number, in the order
+///   in which the limiters of the store and of its clones with the same prefix are created. Give the policy of each
+///   limiter its own name.
+/// - Quotas may differ during a deployment: spent requests stay spent. A quota that becomes
+///   [sliding](tower_admission::Quota::sliding), or stops being so, starts again, together with the other quotas of its
+///   limiter. Until all replicas have changed, the replicas with each algorithm share a separate limit.
 ///
 /// # What is stored
 ///
-/// Of rates one string for each key and policy, which expires when its buckets are full: about 150 bytes of
-/// Redis's memory. Its name holds an address as it is, and nothing else that a client
-/// sent. Times are whole microseconds: above 100,000 requests a second for one key the rate may
-/// fall short by more than a tenth. Of concurrency one sorted set for each limit and one for each of its
-/// keys, which expire with the last slot; and for each slot that is known by id a string that says who
-/// holds it, and for four deadlines after it was given back one that says so.
+/// - Rates: one string for each key and policy, about 150 bytes of Redis memory. It expires when its buckets are full. Its
+///   name contains an address in plain text, and nothing else that a client sent. Times are whole microseconds: above
+///   100,000 requests per second on one key the rate may be more than a tenth too low.
+/// - Concurrency: one sorted set for each limit, and one for each of its keys. They expire with the last permit.
+/// - Leases by id: also a string with the holder; and for four deadlines after a release, a string that records it.
 ///
 /// # Several keys in a cluster
 ///
-/// A decision over several keys ([`and_by`](tower_admission::RateLimitLayer::and_by)) is one script where
-/// there is one server. In a cluster the keys lie in different parts, so they are charged in turn,
-/// addresses first, and given back when a later one refuses.
+/// On one server, a decision over several keys ([`and_by`](tower_admission::RateLimitLayer::and_by)) is one script. In a
+/// cluster the keys are on different masters: the store charges them in turn, addresses first, and refunds them when a
+/// later key rejects.
 ///
 /// # Panics
 ///
@@ -90,19 +91,19 @@ use super::{leases, named, ping};
 #[must_use = "a store does nothing until a limiter counts in it"]
 pub struct RedisStore {
     target: Target,
-    /// Shared by clones that are configured differently, as they lie next to each other in Redis.
+    /// Clones share the names, also with other settings: their data is side by side in Redis.
     names: Names,
     slots: leases::Opened,
     has_secret: bool,
     options: Options,
-    /// Made with the first limiter, when nothing is configured any more; see `inner`.
+    /// Created with the first limiter, after the last setter; see `inner`.
     inner: Arc<OnceLock<Arc<Inner>>>,
 }
 
-// Times can be added up without a thought of their end.
-const LONGEST_DEADLINE: Duration = Duration::from_secs(3600);
-const SHORTEST_TTL: Duration = Duration::from_millis(100);
-const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
+// Sums of deadlines must not overflow.
+const MAX_DEADLINE: Duration = Duration::from_secs(3600);
+const MIN_TTL: Duration = Duration::from_millis(100);
+const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone)]
 pub(super) struct Options {
@@ -122,34 +123,33 @@ pub(super) struct Inner {
 }
 
 impl RedisStore {
-    /// How long a call may take: ten times what a round trip in one data centre does, and little
-    /// next to what a request takes.
+    /// The default deadline of a call: 25 milliseconds. That is ten times a round trip within a data centre, and short
+    /// next to the time of a request.
     pub const DEFAULT_DEADLINE: Duration = Duration::from_millis(25);
 
-    /// What keys in Redis begin with.
+    /// The default prefix of keys in Redis.
     pub const DEFAULT_PREFIX: &str = "admission";
 
-    /// Calls under way at a time: what 25 milliseconds of a busy Redis answer.
+    /// The default number of concurrent calls: what a busy Redis answers in 25 milliseconds.
     pub const DEFAULT_MAX_IN_FLIGHT: usize = 2048;
 
-    /// How long a slot stays taken by a replica that is gone.
+    /// The default time to live of permits: 15 seconds.
     pub const DEFAULT_LEASE_TTL: Duration = Duration::from_secs(15);
 
-    /// A store at a URL:
+    /// Creates a store for a URL:
     ///
     /// - `redis://[user:password@]host[:6379][/db]`: one server
     /// - `unix:/path[?db=1&user=..&pass=..]`: one server on a unix socket
     /// - `redis+cluster://[user:password@]host,host`: a cluster
-    /// - `redis+sentinel://[user:password@]host[:26379],host/service[/db]`: the master that Sentinel
-    ///   names
-    /// - `rediss://`, `rediss+cluster://` and `rediss+sentinel://`: the same over TLS (feature
-    ///   `tls`), which trusts the CAs of the system unless `tls` names others
+    /// - `redis+sentinel://[user:password@]host[:26379],host/service[/db]`: the master that Sentinel names
+    /// - `rediss://`, `rediss+cluster://` and `rediss+sentinel://`: the same over TLS (feature `tls`). The default trusts
+    ///   the CAs of the system; `tls` sets others
     ///
-    /// `?protocol=resp3` speaks RESP3 in place of RESP2, and `?client_name=..` is
-    /// [`client_name`](Self::client_name). [The chapter on replicas](tower_admission::guide::replicas#connecting) has
-    /// more, such as the permissions of an ACL user.
+    /// `?protocol=resp3` selects RESP3 instead of RESP2. `?client_name=..` sets the [`client_name`](Self::client_name).
+    /// [The chapter on replicas](tower_admission::guide::replicas#connecting) has more, such as the permissions of an ACL
+    /// user.
     ///
-    /// Does not connect; the first call does. With TLS it reads the CAs of the system.
+    /// It does not connect; the first call does. With TLS it reads the CAs of the system.
     ///
     /// # Errors
     ///
@@ -201,83 +201,83 @@ impl RedisStore {
         }
     }
 
-    /// Changes what is configured. What was made before stays as it is.
+    /// Changes a setting. Limiters that exist keep their settings.
     fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self.inner = Arc::default();
         self
     }
 
-    /// The certificates of TLS connections. Default: the CAs of the system, and no certificate of
-    /// our own.
+    /// Sets the certificates of TLS connections. Default: trusts the CAs of the system, and shows no client certificate.
     ///
     /// # Errors
     ///
-    /// [`FailureKind::Configuration`] when a certificate or the key cannot be used, or the URL has
-    /// no TLS (`redis://` in place of `rediss://`).
+    /// [`FailureKind::Configuration`] when a certificate or the key cannot be used, or the URL has no TLS (`redis://`
+    /// instead of `rediss://`).
     #[cfg(feature = "tls")]
     pub fn tls(mut self, certificates: RedisTls) -> Result<Self, StoreError> {
         self.target.set_tls(&certificates)?;
         Ok(self.with(|_| {}))
     }
 
-    /// The name of the connections in `CLIENT LIST`. Default: `tower-admission`, or `?client_name=`
-    /// of the URL.
+    /// Sets the name of the connections in `CLIENT LIST`. Default: `tower-admission`, or `?client_name=` of the URL.
     ///
-    /// Characters that Redis does not take in a name (spaces, and what is not printable ASCII)
-    /// become `_`.
+    /// Characters that Redis does not accept in a name (spaces, and all but printable ASCII) become `_`.
     pub fn client_name(self, name: &str) -> Self {
         self.with(|store| store.target.set_client_name(name))
     }
 
-    /// What keys in Redis begin with. Default: [`DEFAULT_PREFIX`](Self::DEFAULT_PREFIX).
+    /// Sets the prefix of keys in Redis. Default: [`DEFAULT_PREFIX`](Self::DEFAULT_PREFIX).
     ///
-    /// Services that share a Redis and no limits have prefixes of their own. Braces in it are escaped,
-    /// as they would choose the part of a cluster.
+    /// Set different prefixes for services that share a Redis but no limits. Braces are escaped, because they would select
+    /// the part of a cluster.
     pub fn prefix(self, prefix: &str) -> Self {
         self.with(|store| store.names = Names::new(prefix))
     }
 
-    /// How long a call may take before the failure mode decides. Default:
-    /// [`DEFAULT_DEADLINE`](Self::DEFAULT_DEADLINE); at most an hour.
+    /// Sets the deadline of a call, after which the failure mode decides. Default:
+    /// [`DEFAULT_DEADLINE`](Self::DEFAULT_DEADLINE). Maximum: an hour.
+    ///
+    /// A longer deadline keeps requests waiting when Redis is slow; a shorter one lets the failure mode decide more often.
     pub fn deadline(self, deadline: Duration) -> Self {
-        self.with(|store| store.options.client.deadline = deadline.min(LONGEST_DEADLINE))
+        self.with(|store| store.options.client.deadline = deadline.min(MAX_DEADLINE))
     }
 
-    /// How many calls may be under way at a time, in a cluster for each master. A call above it waits
-    /// for room until its deadline; then the failure mode decides. Default:
-    /// [`DEFAULT_MAX_IN_FLIGHT`](Self::DEFAULT_MAX_IN_FLIGHT). What keeps slots alive and gives them
-    /// back is not counted, so that requests do not keep it from being told in time. It is one
-    /// call at a time for each concurrency limit; of [`Leases`](tower_admission::Leases) up to 64 for those that were
-    /// dropped, one for each that is kept alive, and one for each caller who sends a heartbeat or
-    /// releases by id: bound these callers where they come from.
+    /// Sets the maximum number of concurrent calls, in a cluster for each master. Default:
+    /// [`DEFAULT_MAX_IN_FLIGHT`](Self::DEFAULT_MAX_IN_FLIGHT).
+    ///
+    /// A call above the maximum waits for room until its deadline; then the failure mode decides.
+    ///
+    /// Heartbeats and releases do not count, so that requests cannot delay them. They are one call at a time for each
+    /// concurrency limit; for [`Leases`](tower_admission::Leases) up to 64 calls for dropped leases, one for each lease
+    /// that is kept alive, and one for each caller that sends a heartbeat or releases by id. Limit the number of these
+    /// callers.
     pub fn max_in_flight(self, calls: usize) -> Self {
         self.with(|store| store.options.client.max_in_flight = calls)
     }
 
-    /// What becomes of requests when Redis cannot be asked. Default: [`FailureMode::Open`].
+    /// Sets how requests are decided while Redis is unavailable. Default: [`FailureMode::Open`].
     pub fn on_failure(self, mode: FailureMode) -> Self {
         self.with(|store| store.options.on_failure = mode)
     }
 
-    /// How long a slot of a concurrency limit stays taken by a replica that is gone. Default:
-    /// [`DEFAULT_LEASE_TTL`](Self::DEFAULT_LEASE_TTL); at least 100 milliseconds and at most a day.
+    /// Sets the time to live of permits: how long a permit counts after its replica died. Default:
+    /// [`DEFAULT_LEASE_TTL`](Self::DEFAULT_LEASE_TTL). From 100 milliseconds to a day.
     ///
-    /// A replica keeps its slots alive with one call for up to 256 of them, three times in this
-    /// time.
+    /// A replica extends its permits three times in this time, up to 256 of them with one call.
     pub fn lease_ttl(self, ttl: Duration) -> Self {
-        self.with(|store| store.options.lease_ttl = ttl.clamp(SHORTEST_TTL, LONGEST_TTL))
+        self.with(|store| store.options.lease_ttl = ttl.clamp(MIN_TTL, MAX_TTL))
     }
 
-    /// The secret that replicas share, so that they agree on the keys of credentials. It becomes
-    /// the [process's](Secret::install).
+    /// Sets the secret of the replicas, so that they compute the same keys for credentials. It is installed for the whole
+    /// process, as [`Secret::install`] does.
     ///
-    /// Without one, layers whose keys may be of credentials cannot be made with this store.
+    /// Without a secret, layers that key by credentials cannot use this store.
     ///
     /// # Panics
     ///
-    /// When the process has another secret, because one was installed or because a key was made
-    /// before. [`Secret::install`], called first, returns that as an error.
+    /// When a different secret is installed in this process, or a [`Key`](tower_admission::Key) was made before. Call
+    /// [`Secret::install`] first to get an error instead.
     #[track_caller]
     pub fn secret(self, secret: Secret) -> Self {
         if let Err(error) = secret.install() {
@@ -288,41 +288,40 @@ impl RedisStore {
 
     /// Adds an observer of the store's health. Default: none.
     ///
-    /// The store and its clones are one to it: they can be reached when each of them can that has
-    /// tried. Add it before the store is cloned, because clones with other observers are another
-    /// store to it, and have lines of their own in the log.
+    /// The observer sees the store and its clones as one store, which is reachable when each clone that has tried is
+    /// connected. Add it before you clone the store: clones with other observers count as another store, with log lines of
+    /// their own.
     pub fn observe(self, observer: impl StoreObserver) -> Self {
         self.with(|store| store.options.client.events.add(observer))
     }
 
-    /// Connects and has a rate decision made, in a cluster by each master, to find out at start what would
-    /// else be left to the failure mode. What only concurrency limits, leases and overrides may not do
-    /// shows with their first call.
+    /// Connects and makes a rate decision, in a cluster on each master. Call it at start to find configuration errors, which
+    /// would otherwise be left to the failure mode.
+    ///
+    /// It does not check permissions that only concurrency limits, leases and overrides need.
     ///
     /// # Errors
     ///
-    /// What is wrong: a server that is not there, refuses the credentials or is too old.
+    /// The failure of the call: the server cannot be reached, rejects the credentials or is too old, for example.
     pub async fn ping(&self) -> Result<(), StoreError> {
         Ok(ping::ping(self.inner()).await?)
     }
 
-    /// Waits until Redis has back the slots that were freed, for the end of a process: what is freed in
-    /// its last moments would otherwise stay taken for the [time to live](Self::lease_ttl).
+    /// Waits until Redis has received the releases of all dropped permits. Without it, permits that are dropped at the end
+    /// of a process count until their [time to live](Self::lease_ttl) is over.
     ///
-    /// For slots that are known by id it is [`Leases::flush`](tower_admission::Leases::flush).
-    ///
-    /// Call it when the server has shut down and its requests are gone, before the runtime ends. It
-    /// does so for the limiters of this store and of its clones, however they are configured.
+    /// Call it after the server has shut down and its requests have ended, before the runtime ends. It covers the limiters
+    /// of this store and of its clones. For leases by id use [`Leases::flush`](tower_admission::Leases::flush).
     ///
     /// # Errors
     ///
-    /// Why Redis could not be told, at the first call that fails.
+    /// The failure of the first call that fails.
     pub async fn flush(&self) -> Result<(), StoreError> {
         Ok(self.slots.flush().await?)
     }
 
-    /// Whether Redis decides about requests, or the [failure mode](Self::on_failure) does. Makes no call: it is what the
-    /// calls of this store and its clones have found.
+    /// Whether Redis decides, or the [failure mode](Self::on_failure) does. Makes no call: it reports what the calls of this
+    /// store and its clones have found.
     #[must_use]
     pub fn status(&self) -> StoreStatus {
         self.inner().status()

@@ -1,4 +1,4 @@
-//! The task that connects to the servers of a store, and connects again when a connection is lost.
+//! The task that connects to the servers of a store, and reconnects after a loss.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,22 +15,22 @@ use tower_admission::provider::TaskTerm;
 
 /// The pauses between two attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 
-/// A connection that held for as long is replaced at once, and begins with short pauses again.
-const HELD: Duration = Duration::from_secs(1);
+/// A connection that lasted this long is replaced at once, and resets the pauses.
+const STABLE_AFTER: Duration = Duration::from_secs(1);
 
-/// Between two questions for the map of a cluster at least, however many slots move.
-const BETWEEN_MAPS: Duration = Duration::from_millis(50);
+/// The minimum interval between two requests for the map of a cluster, however many slots move.
+const MIN_MAP_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long there may be no connection and no sign of the supervisor, which gives one with each
-/// attempt, before another takes its place: the runtime that should drive it is there and does not.
-const OVERDUE: Duration = Duration::from_secs(2);
+/// The maximum time without a connection and without progress of the supervisor, which makes progress with each
+/// attempt. Then another supervisor replaces it, because its runtime does not run.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
 
-/// Starts the supervisor, unless there is one that works. For calls that find no connection.
+/// Starts the supervisor, unless one is making progress. For calls that find no connection.
 pub(super) fn supervise(shared: &Arc<Shared>) {
     let context = &shared.context;
-    let taken = if context.is_unattended_for(OVERDUE) {
+    let taken = if context.is_unattended_for(STALLED_AFTER) {
         shared.supervisor.take_over()
     } else {
         shared.supervisor.claim()
@@ -39,7 +39,7 @@ pub(super) fn supervise(shared: &Arc<Shared>) {
         return;
     };
     context.attended();
-    // One that lost the job ends, if it can.
+    // A replaced supervisor ends as soon as it runs.
     context.wake_supervisor();
     context.options.events.connecting();
     let supervised = Supervised(Arc::new(Watch {
@@ -53,21 +53,21 @@ pub(super) fn supervise(shared: &Arc<Shared>) {
     }
 }
 
-/// One task's time as the supervisor.
+/// One run of the supervisor.
 struct Watch {
     shared: Arc<Shared>,
     term: TaskTerm,
 }
 
 impl Watch {
-    /// Whether there is nothing more to do, or another does it.
+    /// Whether this run is over, or replaced.
     fn is_over(&self) -> bool {
         self.shared.ended.load(Ordering::Acquire) || !self.shared.supervisor.is_current(self.term)
     }
 }
 
-/// The supervisor at work. When it ends with its runtime, there is none any more; its connections,
-/// which that runtime drove, are gone with it.
+/// The running supervisor. When its runtime ends, the supervisor and its connections, which that runtime drove, end
+/// too.
 struct Supervised(Arc<Watch>);
 
 impl Drop for Supervised {
@@ -79,7 +79,7 @@ impl Drop for Supervised {
                 Route::BySlot(router) => router.begin_anew(),
             }
             shared.supervisor.release(*term);
-            // Only now can calls that wait for a connection start another.
+            // Only now waiting calls can start another supervisor.
             match &shared.route {
                 Route::One(node) => node.wake(),
                 Route::BySlot(router) => router.wake(),
@@ -116,10 +116,9 @@ impl Supervised {
                 }
             }
             tokio::select! {
-                // It ends with what it belongs to.
+                // The store was dropped.
                 _ = wake.changed() => {}
-                // Of a server that is no longer needed; or an observer panicked, and the next call
-                // starts over.
+                // The server was removed; or an observer panicked, and the next call starts over.
                 ended = tasks.join_next(), if !tasks.is_empty() => {
                     if matches!(ended, Some(Err(_))) {
                         return;
@@ -135,16 +134,16 @@ async fn follow_cluster(watch: Arc<Watch>) {
         return;
     };
     let context = &watch.shared.context;
-    let mut trouble = context.trouble.subscribe();
+    let mut map_requests = context.map_requests.subscribe();
     while !watch.is_over() {
-        trouble.mark_unchanged();
+        map_requests.mark_unchanged();
         router.refresh().await;
         context.attended();
         tokio::select! {
-            _ = trouble.changed() => {}
+            _ = map_requests.changed() => {}
             () = sleep(router.pause()) => {}
         }
-        sleep(BETWEEN_MAPS).await;
+        sleep(MIN_MAP_INTERVAL).await;
     }
 }
 
@@ -163,13 +162,15 @@ async fn keep_connected(node: Arc<Node>, watch: Arc<Watch>) {
                 Ok(link) => matches!(link, Link::New | Link::Reconnecting),
             }
         };
-        let has_held = since.take().is_some_and(|since| since.elapsed() >= HELD);
+        let has_held = since
+            .take()
+            .is_some_and(|since| since.elapsed() >= STABLE_AFTER);
         if has_held {
             pause = FIRST_PAUSE;
         }
         if !(is_first || is_lost || has_held) {
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (2 * pause).min(LONGEST_PAUSE);
+            pause = (2 * pause).min(MAX_PAUSE);
         }
         is_first = false;
         if watch.is_over() {

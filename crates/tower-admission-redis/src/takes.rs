@@ -1,4 +1,4 @@
-//! Requests that take from buckets, as many as share a call.
+//! Takes from buckets: several requests share a call.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::answers::Outcome;
-use super::charged::{KeyRules, Mode, Run};
-use super::failure::CallError;
+use super::arguments::{KeyRules, Mode, Run};
+use super::call_error::CallError;
 use super::lanes::{Calls, LaneKey, Lanes};
 use super::rate::Buckets;
 use tower_admission::Key;
@@ -16,13 +16,13 @@ use tower_admission::Usage;
 use tower_admission::store::Charge;
 use tower_admission::store::FailureKind;
 
-/// What one request asks.
+/// One request.
 pub(super) struct Take {
     pub(super) charges: Arc<[Charge]>,
     pub(super) cost: u32,
 }
 
-/// Requests that one call decides.
+/// The requests of one call.
 #[derive(Default)]
 pub(super) struct Takes {
     pub(super) names: Vec<String>,
@@ -30,7 +30,7 @@ pub(super) struct Takes {
     pub(super) runs: Vec<Run>,
 }
 
-/// What became of one of them.
+/// The outcome of one request.
 #[derive(Clone)]
 pub(super) struct Taken {
     run: Arc<Outcome>,
@@ -43,11 +43,12 @@ impl Taken {
     }
 }
 
-/// Keys and runs of a call at most: while the server decides it, it does nothing else, for half a millisecond or so.
-const MOST: usize = 128;
+/// The maximum number of keys, and of runs, in one call. The server does nothing else while it decides a call: about
+/// half a millisecond at this size.
+const MAX_BATCH: usize = 128;
 
-/// The lane of requests with several keys where one script reaches all: the keys that they share, and
-/// those they do not, are charged in one call.
+/// The lane of requests with several keys, where one script reaches all of them: one call charges shared and separate
+/// keys.
 pub(super) const SEVERAL: LaneKey = [0, 0];
 
 impl Calls for Buckets {
@@ -66,7 +67,7 @@ impl Calls for Buckets {
     fn batch<'a>(self: &Arc<Self>, requests: impl Iterator<Item = &'a Take>) -> (Takes, usize) {
         let mut takes = Takes::default();
         let mut requests = requests.peekable();
-        // Most calls are about the keys of their first request only, which need no table.
+        // Most calls only have the keys of their first request, and need no table.
         let first = requests.peek().copied();
         let mut known = HashMap::new();
         let mut before: Option<&Take> = None;
@@ -113,8 +114,8 @@ fn of_run(outcome: Option<Outcome>) -> Result<Arc<Outcome>, CallError> {
 }
 
 impl Takes {
-    /// Begins a run with this request, unless it is for the next call: there are too many keys or runs, or one of its
-    /// keys has other rules here.
+    /// Begins a run with this request. Returns false if the request must wait for the next call: there are too many
+    /// keys or runs, or one of its keys has other rules.
     fn begins<'a>(
         &mut self,
         buckets: &Buckets,
@@ -129,8 +130,8 @@ impl Takes {
             self.runs.push(Run::single(take.cost, charges.len()));
             return true;
         };
-        // A call names as many keys for each run.
-        if self.runs.len() == MOST || run.keys.len() != charges.len() {
+        // All runs of a call name the same number of keys.
+        if self.runs.len() == MAX_BATCH || run.keys.len() != charges.len() {
             return false;
         }
         if known.is_empty() {
@@ -149,7 +150,7 @@ impl Takes {
                 None => is_new += 1,
             }
         }
-        if self.names.len() + is_new > MOST {
+        if self.names.len() + is_new > MAX_BATCH {
             return false;
         }
         let places = charges.iter().map(|charge| {

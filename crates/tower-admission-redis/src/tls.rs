@@ -1,4 +1,4 @@
-//! TLS to Redis: which certificates are trusted, and which one is shown.
+//! TLS to Redis: the trusted certificates, and the client certificate.
 
 use std::fmt;
 use std::io;
@@ -13,13 +13,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::failure::{CallError, ClientError};
+use super::call_error::{CallError, ClientError};
 use tower_admission::store::FailureKind;
 
-/// The certificates of TLS connections to Redis, for [`RedisStore::tls`](super::RedisStore::tls).
+/// Certificates for TLS connections to Redis: see [`RedisStore::tls`](super::RedisStore::tls).
 ///
-/// The default trusts the CAs of the system and shows no certificate, as `rediss://` does without
-/// this type.
+/// The default trusts the CAs of the system and shows no client certificate, like `rediss://` without this type.
 ///
 /// ```no_run
 /// use tower_admission_redis::{RedisStore, RedisTls};
@@ -33,7 +32,7 @@ use tower_admission::store::FailureKind;
 /// # }
 /// ```
 #[derive(Clone, Default)]
-#[must_use = "certificates do nothing until a store has them"]
+#[must_use = "certificates have no effect until `RedisStore::tls` gets them"]
 pub struct RedisTls {
     ca: Vec<Vec<u8>>,
     /// The chain and the key.
@@ -42,23 +41,23 @@ pub struct RedisTls {
 }
 
 impl RedisTls {
-    /// Trusts the CAs of the system and shows no certificate.
+    /// Creates settings that trust the CAs of the system and show no client certificate.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Trusts the CA certificates in `pem`, in place of the system's. A second call adds more.
+    /// Trusts the CA certificates in `pem` instead of those of the system. Further calls add more.
     ///
-    /// The environment variable `SSL_CERT_FILE` replaces the CAs of the system, too.
+    /// The environment variable `SSL_CERT_FILE` also replaces the CAs of the system.
     pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca.push(pem.into());
         self
     }
 
-    /// Shows a certificate to a server that asks for one (`tls-auth-clients`). Default: none.
+    /// Sets the client certificate for servers with `tls-auth-clients`. Default: none.
     ///
-    /// `chain` is the certificate in PEM, followed by those of intermediate CAs; `key` is its
-    /// private key in PEM (PKCS #8, PKCS #1 or SEC 1, without a passphrase).
+    /// `chain` is the certificate in PEM, followed by the certificates of intermediate CAs. `key` is its private key in PEM
+    /// (PKCS #8, PKCS #1 or SEC 1, without a passphrase).
     pub fn client_certificate(
         mut self,
         chain: impl Into<Vec<u8>>,
@@ -68,11 +67,9 @@ impl RedisTls {
         self
     }
 
-    /// The DNS name or IP address that the server's certificate has to be for. Default: the host
-    /// that is connected to.
+    /// Sets the DNS name or IP address that the server's certificate must contain. Default: the host of the connection.
     ///
-    /// Set it where the nodes of a cluster or Sentinel announce addresses that are not in their
-    /// certificates.
+    /// Set it when the nodes of a cluster, or Sentinel, announce addresses that are not in their certificates.
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
@@ -81,7 +78,7 @@ impl RedisTls {
 
 impl fmt::Debug for RedisTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither the key nor pages of certificates.
+        // Without the key, and without the certificates, which are long.
         f.debug_struct("RedisTls")
             .field("has_ca", &!self.ca.is_empty())
             .field("has_client_certificate", &self.client.is_some())

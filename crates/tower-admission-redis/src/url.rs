@@ -1,4 +1,4 @@
-//! Where Redis is and how to log in: what a URL says.
+//! Parses URLs: the servers, the login and the settings of connections.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,27 +8,27 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
-use super::failure::{CallError, OrFailure};
+use super::call_error::{CallError, OrFailure};
 use super::sentinel::Sentinels;
 #[cfg(feature = "tls")]
 use super::tls::{RedisTls, Tls};
 use tower_admission::store::FailureKind;
 
-/// What a URL says.
+/// The servers and the login of a store.
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) servers: Servers,
     pub(super) login: Login,
-    /// Of a `rediss` URL, or why it cannot be used.
+    /// The TLS settings of a `rediss` URL, or why they cannot be used.
     #[cfg(feature = "tls")]
     pub(super) tls: Option<Result<Tls, CallError>>,
 }
 
-/// The servers to begin with.
+/// The initial servers.
 #[derive(Clone)]
 pub(super) enum Servers {
     Single(Address),
-    /// They know which server to connect to.
+    /// The Sentinels, which know the current master.
     Sentinel(Sentinels),
     /// Some nodes of a cluster, which know the others.
     Cluster(Vec<Address>),
@@ -41,7 +41,7 @@ pub(super) enum Address {
     Unix(PathBuf),
 }
 
-/// What a connection begins with.
+/// The login of a connection.
 #[derive(Clone)]
 pub(super) struct Login {
     /// User, password, database and protocol.
@@ -62,18 +62,18 @@ const NO_TLS: &str = "TLS needs a build with the feature tls";
 const INSECURE: &str = "an insecure TLS connection is not supported: anyone between client and server can read it; trust \
                         the CA of the server instead";
 
-/// Where Sentinels listen by default.
+/// The default port of Sentinels.
 const SENTINEL_PORT: u16 = 26379;
 
 /// The parts of a URL.
 #[derive(Default)]
 struct Parts<'a> {
-    /// `user:password@`, or nothing.
+    /// `user:password@`, or empty.
     credentials: &'a str,
     hosts: &'a str,
-    /// After the hosts, with its slash.
+    /// The path after the hosts, with its slash.
     path: &'a str,
-    /// For the client library: with the question mark, and without what is ours.
+    /// The query for the client library: with the question mark, and without the parameters of this crate.
     query: String,
     client_name: Option<Arc<str>>,
     sentinel_user: Option<Cow<'a, str>>,
@@ -83,12 +83,12 @@ struct Parts<'a> {
 impl Target {
     /// Reads a URL as [`RedisStore::connect`](super::RedisStore::connect) describes them.
     pub(super) fn parse(url: &str) -> Result<Self, CallError> {
-        // A file or a variable may end in a new line.
+        // A file or a variable may end with a newline.
         let (scheme, rest) = url
             .trim()
             .split_once(':')
             .ok_or_else(|| invalid("a URL begins with its scheme, such as redis://"))?;
-        // The names of the fork mean the same.
+        // Valkey's schemes mean the same.
         let scheme = scheme
             .replacen("valkey", "redis", 1)
             .replacen("redis+unix", "unix", 1);
@@ -118,7 +118,7 @@ impl Target {
                 (Servers::Sentinel(sentinels), info)
             }
             _ => {
-                // Without what is there, which may be a password.
+                // The message leaves out the scheme, which may be a password.
                 return Err(invalid(
                     "the scheme is none of redis, rediss, unix, redis+cluster, rediss+cluster, \
                      redis+sentinel and rediss+sentinel",
@@ -166,7 +166,7 @@ impl Target {
         has_tls
     }
 
-    /// Takes other certificates than the system's CAs.
+    /// Sets the certificates.
     #[cfg(feature = "tls")]
     pub(super) fn set_tls(&mut self, certificates: &RedisTls) -> Result<(), CallError> {
         match &mut self.tls {
@@ -180,7 +180,7 @@ impl Target {
         Ok(())
     }
 
-    /// Gives all connections a name.
+    /// Sets the name of all connections.
     pub(super) fn set_client_name(&mut self, name: &str) {
         let name = client_name(name);
         if let Servers::Sentinel(sentinels) = &mut self.servers {
@@ -191,7 +191,7 @@ impl Target {
 }
 
 impl<'a> Parts<'a> {
-    /// Reads what follows the scheme and its colon.
+    /// Parses the text after the scheme and its colon.
     fn read(scheme: &str, rest: &'a str) -> Result<Self, CallError> {
         let rest = rest.strip_prefix("//").unwrap_or(rest);
         if rest.contains('#') {
@@ -203,7 +203,7 @@ impl<'a> Parts<'a> {
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        // Else a part of the password would be taken for a path or a parameter, and be shown.
+        // Otherwise a part of the password would be parsed as a path or a parameter, and be shown.
         if scheme != "unix" && (path.contains('@') || query.contains('@')) {
             return Err(invalid(
                 "an @ after the host: in passwords and parameters, write %2F for /, %3F for ? \
@@ -233,11 +233,11 @@ impl<'a> Parts<'a> {
                 ("protocol", _) | ("db" | "user" | "pass", "unix") => {
                     let separator = if parts.query.is_empty() { '?' } else { '&' };
                     parts.query.push(separator);
-                    // A plus stands for itself, as it does before the host.
+                    // A plus is literal, as it is before the host.
                     parts.query.push_str(&parameter.replace('+', "%2B"));
                 }
                 _ => {
-                    // The rest of a password is not told.
+                    // The name may be the rest of a password.
                     let shown = match query.contains("pass=") || query.contains("password=") {
                         true => String::new(),
                         false => format!("{name} "),
@@ -256,7 +256,7 @@ impl<'a> Parts<'a> {
         Ok(parts)
     }
 
-    /// The Sentinels, and what to log in with to the servers that they name.
+    /// The Sentinels, and the login for the servers that they name.
     fn sentinels(&self) -> Result<(Sentinels, ConnectionInfo), CallError> {
         let path = self.path.trim_matches('/');
         let (service, database) = path.split_once('/').unwrap_or((path, ""));
@@ -268,7 +268,7 @@ impl<'a> Parts<'a> {
         let mut addresses = Vec::new();
         let mut server = None;
         for host in self.hosts.split(',') {
-            // The port is what follows the last colon, but not one within [an IPv6 address].
+            // The port follows the last colon outside of [an IPv6 address].
             let host = host.strip_suffix(':').unwrap_or(host);
             let has_port = host.rfind(':') > host.rfind(']');
             let port = if has_port {
@@ -301,7 +301,7 @@ impl<'a> Parts<'a> {
     fn login(&self, settings: RedisConnectionInfo, needs_master: bool) -> Login {
         let client_name = self.client_name.clone();
         Login {
-            // The client name says it, and takes one permission less.
+            // The client name shows the library, and needs one permission less.
             settings: settings.set_skip_set_lib_name(),
             client_name: client_name.unwrap_or_else(|| DEFAULT_CLIENT_NAME.into()),
             needs_master,
@@ -325,7 +325,7 @@ impl<'a> Parts<'a> {
         })?;
         let info = url.into_connection_info().or_failure()?;
         let settings = info.redis_settings();
-        // The client would log nobody in, and be the default user.
+        // The client library would skip the login, and use the default user.
         if settings.username().is_some() && settings.password().is_none() {
             return Err(invalid(NO_PASSWORD));
         }
@@ -345,7 +345,7 @@ fn address(info: &ConnectionInfo) -> Result<Address, CallError> {
     }
 }
 
-/// What the server accepts as a name: printable characters without spaces.
+/// A name that the server accepts: printable characters without spaces.
 fn client_name(name: &str) -> Arc<str> {
     let allowed = |c: char| if c.is_ascii_graphic() { c } else { '_' };
     name.chars().map(allowed).collect::<String>().into()
@@ -438,14 +438,14 @@ mod tests {
 
     #[cfg(feature = "tls")]
     #[test]
-    fn a_url_asks_for_tls() {
+    fn a_rediss_url_has_tls() {
         for url in ["rediss://h", "valkeys://h", "rediss+cluster://a,b"] {
             assert!(target(url).tls.is_some(), "{url}");
         }
     }
 
     #[test]
-    fn a_url_names_some_nodes_of_a_cluster() {
+    fn a_cluster_url_names_nodes() {
         let target =
             target("redis+cluster://user:secret@a:1,[::2]:2,c/?protocol=resp3&client_name=x%20y");
         let nodes = vec![tcp("a", 1), tcp("::2", 2), tcp("c", 6379)];
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_names_sentinels_and_their_service() {
+    fn a_sentinel_url_names_sentinels_and_their_service() {
         let url = "redis+sentinel://user:secret@a:,[::2],c:7/my%20service/3\
                    ?sentinel_password=p%26w&client_name=gateway";
         let target = target(url);
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_cannot_be_used_is_an_error_that_says_why() {
+    fn an_unusable_url_is_an_error_with_the_reason() {
         for (url, reason) in [
             ("127.0.0.1", "scheme"),
             ("http://h", "scheme"),
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plus_in_a_password_is_one() {
+    fn a_plus_in_a_password_is_literal() {
         for url in [
             "redis://u:a+b%2Bc@h",
             "unix:/run/r?user=u&pass=a+b%2Bc",
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_cannot_be_used_shows_no_part_of_a_password() {
+    fn an_error_about_a_url_shows_no_part_of_a_password() {
         for url in [
             "hunter2",
             "hunter2:hunter2@h",

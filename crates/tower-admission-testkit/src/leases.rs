@@ -1,4 +1,4 @@
-//! What every store has to do for slots.
+//! The suite for leases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(super) async fn run(store: &dyn LeaseStore) {
     cancelled_acquires_take_nothing(store).await;
 }
 
-/// The slots of a name that no run of the suite had before.
+/// The leases of a name that no other run of the suite uses.
 pub(super) fn new_slots(store: &dyn LeaseStore) -> (String, Arc<dyn LeaseSlots>) {
     let mut bits = [0; 8];
     getrandom::fill(&mut bits).expect("the operating system gives random bytes");
@@ -28,7 +28,7 @@ pub(super) fn new_slots(store: &dyn LeaseStore) -> (String, Arc<dyn LeaseSlots>)
     (name, slots)
 }
 
-/// Waits until so many slots are taken: a store may take one back a moment after it was given.
+/// Waits until this many leases are live: a store may need a moment for a release.
 async fn until_taken(slots: &dyn LeaseSlots, expected: u64) {
     for _ in 0..1000 {
         let usage = slots.usage(None).await.expect("a store that answers");
@@ -48,7 +48,7 @@ fn is_key_full(leased: &AcquireOutcome, expected: usize) -> bool {
     matches!(leased, AcquireOutcome::KeyFull { place } if *place == expected)
 }
 
-/// How many slots a key has at each of two places.
+/// The number of leases of a key at each of two indexes.
 async fn taken_by(slots: &dyn LeaseSlots, key: &Key) -> [Option<u64>; 2] {
     let mut taken = [None; 2];
     for (place, taken) in taken.iter_mut().enumerate() {
@@ -99,7 +99,7 @@ async fn several_keys_take_all_or_nothing(store: &dyn LeaseStore) {
     assert_eq!(taken_by(&*slots, &bob).await, [Some(1), Some(0)]);
     assert_eq!(taken_by(&*slots, &address).await, [Some(0), Some(3)]);
 
-    // A key that is free, behind one that is full and before a whole that is.
+    // A key with room, after a full key and before a full total.
     let elsewhere = new_key();
     let other = LeaseLimits::new(Some(4), [(alice, 2), (elsewhere, 3)]);
     assert!(is_key_full(&slots.acquire(other).await, 0));
@@ -117,7 +117,7 @@ async fn several_keys_take_all_or_nothing(store: &dyn LeaseStore) {
     }
 }
 
-/// As an address that stands for a missing token, and is limited as an address as well.
+/// Like an address that stands for a missing token, and is limited as an address, too.
 async fn a_key_at_two_places_is_counted_at_each(store: &dyn LeaseStore) {
     let (_, slots) = new_slots(store);
     let (alice, address) = (new_key(), new_key());

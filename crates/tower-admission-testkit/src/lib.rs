@@ -1,4 +1,4 @@
-//! What every store has to do, as suites of tests to run on it.
+//! Test suites that every store of [`tower_admission`] must pass. Run them on your own store.
 //!
 //! ```
 //! # tokio_test::block_on(async {
@@ -22,30 +22,30 @@ use std::time::Duration;
 use tower_admission::Key;
 use tower_admission::store::{LeaseStore, RateStore};
 
-/// Runs the whole suite. `pass` lets the store's time pass: it moves a test clock, or sleeps. Of a store that
-/// cannot [change quotas](tower_admission::store::RateBuckets::set_quotas) or has no [tiers](tower_admission::store::RateBuckets::add_tier) that is not
-/// asked for.
+/// Runs the suite for rate stores. `pass` lets the store's time pass: it advances a test clock, or sleeps. The suite
+/// skips [changes of quotas](tower_admission::store::RateBuckets::set_quotas) and
+/// [tiers](tower_admission::store::RateBuckets::add_tier) if the store does not support them.
 ///
 /// # Panics
 ///
-/// When the store does something else than [`RateStore`] and [`RateBuckets`](tower_admission::store::RateBuckets) say.
+/// When the store breaks the contract of [`RateStore`] or [`RateBuckets`](tower_admission::store::RateBuckets).
 pub async fn rate_store(store: &dyn RateStore, pass: impl AsyncFn(Duration)) {
     rates::run(store, &pass).await;
     order::run(store).await;
     rules::run(store, &pass).await;
 }
 
-/// Runs the suite for slots. `pass` is as for [`rate_store`].
+/// Runs the suite for lease stores. `pass` is as for [`rate_store`].
 ///
 /// # Panics
 ///
-/// When the store does something else than [`LeaseStore`] and [`LeaseSlots`](tower_admission::store::LeaseSlots) say.
+/// When the store breaks the contract of [`LeaseStore`] or [`LeaseSlots`](tower_admission::store::LeaseSlots).
 pub async fn lease_store(store: &dyn LeaseStore, pass: impl AsyncFn(Duration)) {
     leases::run(store).await;
     named::run(store, pass).await;
 }
 
-/// A key that no run of the suite had before, as a store may remember.
+/// A key that no other run of the suite uses, because a store may keep data.
 fn new_key() -> Key {
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("the operating system gives random bytes");

@@ -1,4 +1,4 @@
-//! What every store has to do for slots that are known by name.
+//! The suite for leases by name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tower_admission::store::{
     NamedLimits,
 };
 
-/// Long enough for any store to be asked a few times within it.
+/// Long enough for a few calls to any store.
 const TTL: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(store: &dyn LeaseStore, pass: impl AsyncFn(Duration)) {
@@ -24,7 +24,7 @@ pub(super) async fn run(store: &dyn LeaseStore, pass: impl AsyncFn(Duration)) {
     races_take_all_and_no_more(store).await;
 }
 
-/// The slots of a name that no run had before.
+/// The leases of a name that no other run uses.
 struct Case(Arc<dyn LeaseSlots>);
 
 impl Case {

@@ -1,4 +1,4 @@
-//! What every store has to do with keys that are addresses.
+//! The suite for the order of keys.
 
 use super::new_key;
 use tower_admission::Key;
@@ -7,7 +7,7 @@ use tower_admission::Quota;
 use tower_admission::Usage;
 use tower_admission::store::{Charge, RateStore};
 
-/// Addresses are decided first, wherever they stand.
+/// Addresses are decided first, in any order of charges.
 pub(super) async fn run(store: &dyn RateStore) {
     let policies = [3, 7].map(|limit| Policy::from(Quota::per_hour(limit)));
     let buckets = store.open(&policies);

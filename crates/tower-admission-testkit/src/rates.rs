@@ -1,4 +1,4 @@
-//! What every store has to do for rate limits.
+//! The suite for rate limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub(super) async fn run(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
     races_admit_what_a_window_does(store).await;
 }
 
-/// Buckets of one limiter, and a key that is charged for each policy.
+/// The buckets of one limiter, and a key for each policy.
 struct Case {
     buckets: Arc<dyn RateBuckets>,
     charges: Vec<Charge>,
@@ -57,7 +57,7 @@ impl Case {
         self.take(cost).await.is_admitted()
     }
 
-    /// How many requests are left to the first key.
+    /// The remaining requests of the first key.
     async fn left(&self) -> u32 {
         let decision = self.buckets.peek(&self.charges[..1], 0).await;
         decision.remaining().expect("a quota that limits")
@@ -93,7 +93,7 @@ async fn burst_and_refill(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) 
     );
 }
 
-/// Of two policies the first limits nothing, so that the second key is the one that counts.
+/// The first of two policies limits nothing, so only the second key counts.
 async fn only_the_key_that_is_limited_is_charged(store: &dyn RateStore) {
     let off = Policy::new("off", Quota::per_hour(0));
     let policies = [off, Policy::new("on", Quota::per_hour(1))];
@@ -185,7 +185,7 @@ async fn several_keys_are_one(store: &dyn RateStore) {
     }
 }
 
-/// As when a request has no credential and goes by its address, which is charged as well.
+/// Like a request without a credential: its address stands for it, and is charged as an address, too.
 async fn a_key_of_two_policies_is_charged_to_both(store: &dyn RateStore) {
     let (few, many) = (Quota::per_hour(3), Quota::per_hour(10));
     for quotas in [
@@ -283,7 +283,7 @@ async fn races_admit_the_burst(store: &dyn RateStore) {
 }
 
 async fn sliding_windows(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
-    // A period that fifteen sub-windows divide, and that is over soon on a real clock.
+    // Fifteen sub-windows divide this period, and it is short enough for a real clock.
     let period = 2 * SECOND;
     let part = period / 15;
     let case = Case::new(store, &[Quota::new(4, period).burst(2).sliding().into()]);

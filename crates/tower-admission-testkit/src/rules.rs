@@ -1,4 +1,4 @@
-//! What a store has to do when the rules of a key differ or change.
+//! The suite for overrides, changes of rules, and tiers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -153,7 +153,7 @@ async fn an_override_is_seen_without_the_numbers(store: &dyn RateStore) {
         for _ in 0..most {
             assert!(buckets.take_one(&charge) || admits(&buckets, &charge, 1).await);
         }
-        // One that regains soon is not asked again.
+        // A quota that refills soon is not checked again.
         if own.period() != Some(SECOND) {
             assert!(
                 !buckets.take_one(&charge) && !admits(&buckets, &charge, 1).await,
@@ -264,7 +264,7 @@ async fn a_tier_has_overrides_and_changes(store: &dyn RateStore) {
     }
 }
 
-/// Tiers of one name, for two policies that charge one key.
+/// Tiers with one name, in two policies that charge one key.
 async fn tiers_of_policies_are_apart(store: &dyn RateStore) {
     let policies = ["a", "b"].map(|name| Policy::new(name, Quota::per_hour(9)));
     let buckets = store.open(&policies);

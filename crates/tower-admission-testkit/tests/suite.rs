@@ -1,4 +1,4 @@
-//! That the suite for stores notices what a store does wrong.
+//! The suite for stores notices a broken store.
 
 use std::slice;
 use std::sync::{Arc, Mutex};

@@ -57,18 +57,18 @@ impl LimitTarget for ConcurrencyTarget {
             let limit = override_limit.map_or_else(|| per_key.limit(), Capacity::slots);
             let usage = self.usage_of(per_key.in_flight(&key), limit, is_override);
             // A position without a limit is not counted in the store.
-            let asked = usage.limit.and(self.leases.as_ref());
+            let pending = usage.limit.and(self.leases.as_ref());
             (
                 usage,
-                asked.map(|leases| leases.usage_at(Some(&key), place)),
+                pending.map(|leases| leases.usage_at(Some(&key), place)),
             )
         });
         let usages: Vec<_> = usages.collect();
         Box::pin(async move {
             let mut places = Vec::new();
-            for (usage, asked) in usages {
-                let in_store = match asked {
-                    Some(asked) => asked.await.and_then(|usage| usage.key),
+            for (usage, pending) in usages {
+                let in_store = match pending {
+                    Some(pending) => pending.await.and_then(|usage| usage.key),
                     None => None,
                 };
                 places.push(LimitUsage::with_counts(usage.clone(), usage.used, in_store));
@@ -90,9 +90,9 @@ impl LimitTarget for ConcurrencyTarget {
         };
         let places = self.per_key.iter().enumerate().map(|(place, per_key)| {
             let default = limiting(per_key.limit());
-            let asked = self.leases.as_ref();
-            let asked = asked.map(|leases| leases.usage_at(Some(&key), place));
-            (place, default, per_key.in_flight(&key), asked)
+            let pending = self.leases.as_ref();
+            let pending = pending.map(|leases| leases.usage_at(Some(&key), place));
+            (place, default, per_key.in_flight(&key), pending)
         });
         let places: Vec<_> = places.collect();
         let counter = self.counter.slots;
@@ -100,11 +100,11 @@ impl LimitTarget for ConcurrencyTarget {
         let all = self.leases.as_ref().map(|leases| leases.usage(None));
         Box::pin(async move {
             let mut explained = Vec::new();
-            for (place, default, taken, asked) in places {
+            for (place, default, taken, pending) in places {
                 // A request must fit here and, if replicas share the limit, in the store.
-                let used = match asked {
+                let used = match pending {
                     None => Some(taken),
-                    Some(asked) => asked
+                    Some(pending) => pending
                         .await
                         .and_then(|used| used.key)
                         .map(|used| used.max(taken)),
@@ -113,7 +113,7 @@ impl LimitTarget for ConcurrencyTarget {
             }
             let used = match all {
                 None => Some(in_flight),
-                Some(asked) => asked.await.map(|used| used.total.max(in_flight)),
+                Some(pending) => pending.await.map(|used| used.total.max(in_flight)),
             };
             explained.push(slots.explain_total(total, used));
             explained
@@ -123,10 +123,10 @@ impl LimitTarget for ConcurrencyTarget {
     fn total(&self) -> BoxFuture<Option<LimitUsage>> {
         let slots = self.counter.slots;
         let usage = self.usage_of(slots.in_flight(), slots.limit(), false);
-        let asked = self.leases.as_ref().map(|leases| leases.usage(None));
+        let pending = self.leases.as_ref().map(|leases| leases.usage(None));
         Box::pin(async move {
-            let in_store = match asked {
-                Some(asked) => asked.await.map(|usage| usage.total),
+            let in_store = match pending {
+                Some(pending) => pending.await.map(|usage| usage.total),
                 None => None,
             };
             let here = usage.used;

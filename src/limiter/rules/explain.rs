@@ -33,19 +33,19 @@ impl RateRules {
         // of requests.
         let tier = tier.and_then(|tier| self.tier(tier));
         let policies = self.policies().into_iter().enumerate();
-        let asked = policies.map(|(at, policy)| {
+        let pending = policies.map(|(at, policy)| {
             let charge = self.charge(at, &key, tier.as_deref());
             let applied = self.applied(at, &policy, &key, tier.as_ref(), |at| {
                 charge.rule(at).map(|rule| rule.quota())
             });
             (applied, self.buckets.peek(std::slice::from_ref(&charge), 1))
         });
-        let asked: Vec<_> = asked.collect();
+        let pending: Vec<_> = pending.collect();
         let buckets = self.buckets.clone();
         Box::pin(async move {
             let mut explained = Vec::new();
-            for (applied, asked) in asked {
-                let decision = asked.await;
+            for (applied, pending) in pending {
+                let decision = pending.await;
                 // If the store fails, this process's share has answered.
                 let counted_in =
                     CountedIn::from_in_store(matches!(buckets.status(), Some(StoreStatus::Ok)));

@@ -44,17 +44,17 @@ impl RateRules {
         let stored = self.stored_tier(&key);
         let policies = self.policies();
         let charges = self.all_charges(&key).into_iter();
-        let asked = charges.map(|(policy, tier, charge)| {
+        let pending = charges.map(|(policy, tier, charge)| {
             let is_limited = self.is_limited(policy, tier.as_deref(), &charge);
-            let asked = self.buckets.peek(std::slice::from_ref(&charge), 0);
-            (policy, tier, charge, is_limited, asked)
+            let pending = self.buckets.peek(std::slice::from_ref(&charge), 0);
+            (policy, tier, charge, is_limited, pending)
         });
-        let asked: Vec<_> = asked.collect();
+        let pending: Vec<_> = pending.collect();
         let buckets = self.buckets.clone();
         Box::pin(async move {
             let (mut usages, mut is_complete) = (Vec::new(), true);
-            for (policy, tier, charge, is_limited, asked) in asked {
-                let decision = asked.await;
+            for (policy, tier, charge, is_limited, pending) in pending {
+                let decision = pending.await;
                 // If the store fails, this process's share has answered.
                 let counted_in =
                     CountedIn::from_in_store(matches!(buckets.status(), Some(StoreStatus::Ok)));
@@ -124,8 +124,8 @@ impl LimitTarget for RateRules {
         if self.is_suspended() {
             return Box::pin(std::future::ready(Vec::new()));
         }
-        let asked = self.usage_and_completeness(key);
-        Box::pin(async move { asked.await.0 })
+        let pending = self.usage_and_completeness(key);
+        Box::pin(async move { pending.await.0 })
     }
 
     fn explain(&self, key: Key, tier: Option<Arc<str>>) -> BoxFuture<Vec<LimitExplanation>> {

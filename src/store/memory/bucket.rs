@@ -1,14 +1,12 @@
 //! The buckets of one quota: decisions over the bounded table, under changing rules.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
 
+use super::bucket_context::BucketContext;
 use super::gcra::Gcra;
 use super::intervals::{Intervals, UNNUMBERED};
-use super::phases::{
-    EntryPhase, FIRST_OVERRIDE, Phases, RateParams, RuleNumber, rescaled, rescaled_unclamped,
-};
-use super::table::{BucketState, EvictionCriteria, Table, TableKey};
+use super::phases::{EntryPhase, FIRST_OVERRIDE, Phases, RateParams, rescaled, rescaled_unclamped};
+use super::table::{BucketState, Table, TableKey};
 use crate::decision::Usage;
 use crate::key::Key;
 use crate::rule::Rule;
@@ -17,7 +15,7 @@ use crate::store::RateStats;
 /// The largest difference between two threads' clock readings that does not count as a clock that
 /// stepped back. A thread may be held up for this long between its reading and its charge. After a
 /// longer delay, a key that was just used up gets the difference as credit.
-const MAX_CLOCK_SKEW_NANOS: u64 = 1_000_000_000;
+pub(super) const MAX_CLOCK_SKEW_NANOS: u64 = 1_000_000_000;
 
 /// The buckets of one quota.
 pub(super) struct Buckets {
@@ -25,26 +23,16 @@ pub(super) struct Buckets {
     intervals: Intervals,
 }
 
-/// The rule and the time of one decision.
-pub(super) struct BucketContext<'a> {
-    phases: &'a Phases,
-    /// governor for this rule, if the rule is the default.
-    gcra: Option<&'a Gcra>,
-    rule: RateParams,
-    rule_number: RuleNumber,
-    now: u64,
-}
-
 /// The debt of a key under one rule.
 #[derive(Clone, Copy)]
-struct Debt {
-    nanos: u64,
-    source: DebtSource,
+pub(super) struct Debt {
+    pub(super) nanos: u64,
+    pub(super) source: DebtSource,
 }
 
 /// How a debt follows from the stored state.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum DebtSource {
+pub(super) enum DebtSource {
     /// The debt is stored as it is.
     Stored,
     /// The debt differs from the stored one, under every rule in force.
@@ -329,82 +317,4 @@ impl Buckets {
 
 fn table_key(key: &Key) -> TableKey {
     TableKey::new(key.hash_words())
-}
-
-impl BucketContext<'_> {
-    /// Returns the debt after `cells` more requests, or `None` if they do not fit. `cells` must not
-    /// exceed the burst.
-    #[inline]
-    fn admit(&self, debt: u64, cells: NonZeroU32) -> Option<u64> {
-        match self.gcra {
-            Some(gcra) => gcra.admit(debt, cells),
-            None => Gcra::new(self.rule).admit(debt, cells),
-        }
-    }
-
-    /// Handles a debt above that of an empty bucket. Under a default, the clock stepped back;
-    /// without this, the key would be blocked for the length of the step. Under an override, it may
-    /// also have replaced one with a larger burst.
-    #[cold]
-    fn clamped_debt(&self) -> Debt {
-        let source = match self.rule_number < FIRST_OVERRIDE {
-            true => DebtSource::Converted,
-            false => DebtSource::OtherRule { is_clamped: true },
-        };
-        let nanos = self.rule.refill;
-        Debt { nanos, source }
-    }
-
-    /// The state of a bucket that this rule charged, with a debt as of now.
-    #[inline]
-    fn state(&self, debt: u64) -> BucketState {
-        BucketState {
-            rule_number: self.rule_number,
-            full_at: self.now.saturating_add(debt),
-        }
-    }
-
-    #[inline]
-    fn remaining(&self, debt: u64) -> u32 {
-        // At most the burst, which fits into 32 bits.
-        (self.rule.refill.saturating_sub(debt) / self.rule.length) as u32
-    }
-
-    #[inline]
-    fn admitted(&self, debt: u64) -> Usage {
-        let reset = Duration::from_nanos(debt);
-        Usage::admitted(self.rule.limit, self.remaining(debt), reset)
-    }
-
-    fn rejected(&self, debt: u64, wait: Option<u64>) -> Usage {
-        let reset = Duration::from_nanos(debt);
-        let wait = wait.map(Duration::from_nanos);
-        Usage::rejected(self.rule.limit, self.remaining(debt), reset, wait)
-    }
-}
-
-impl EvictionCriteria for BucketContext<'_> {
-    #[inline]
-    fn now(&self) -> u64 {
-        self.now
-    }
-
-    /// The time under the default. A key with an override is evicted only when its bucket is full,
-    /// because the burst of the override is unknown here.
-    fn full_at(&self, state: BucketState) -> Option<u64> {
-        let Self { phases, now, .. } = *self;
-        if state.rule_number >= FIRST_OVERRIDE {
-            return (state.full_at <= now).then_some(state.full_at);
-        }
-        let rule = phases.rule()?;
-        let full_at = match phases.phase_of(state.rule_number) {
-            EntryPhase::Current => state.full_at,
-            EntryPhase::Past(at) => phases.convert_full_at(at, state.full_at),
-            EntryPhase::Expired => 0,
-            EntryPhase::Newer => return None,
-        };
-        let empty = now.saturating_add(rule.refill);
-        let has_stepped_back = full_at > empty.saturating_add(MAX_CLOCK_SKEW_NANOS);
-        (full_at <= empty - rule.length || has_stepped_back).then_some(full_at)
-    }
 }

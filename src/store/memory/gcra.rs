@@ -17,7 +17,7 @@ use super::phases::RateParams;
 ///
 /// governor sees the *debt* of a bucket: the time until the bucket is full. Its clock always reads
 /// zero. A `Gcra` is therefore two numbers, and different rules can charge one bucket in turn.
-pub(super) struct Gcra(RateLimiter<Debt, Debts, Still, Verdict>);
+pub(super) struct Gcra(RateLimiter<DebtCell, DebtInKey, ZeroClock, OutcomeOnly>);
 
 impl Gcra {
     #[inline]
@@ -25,14 +25,18 @@ impl Gcra {
         let burst = NonZeroU32::new(rule.limit).unwrap_or(NonZeroU32::MIN);
         let interval = Duration::from_nanos(rule.length.max(1));
         let quota = governor::Quota::with_period(interval).expect("an interval above 0");
-        Self(RateLimiter::new(quota.allow_burst(burst), Debts, Still))
+        Self(RateLimiter::new(
+            quota.allow_burst(burst),
+            DebtInKey,
+            ZeroClock,
+        ))
     }
 
     /// Returns the debt after `cells` more requests, or `None` if they do not fit. `cells` must not
     /// exceed the burst.
     #[inline]
     pub(super) fn admit(&self, debt: u64, cells: NonZeroU32) -> Option<u64> {
-        let debt = Debt(Cell::new(debt));
+        let debt = DebtCell(Cell::new(debt));
         let admits = match cells {
             NonZeroU32::MIN => self.0.check_key(&debt).is_ok(),
             cells => self
@@ -46,31 +50,31 @@ impl Gcra {
 
 /// governor's key: the debt itself.
 #[derive(Clone)]
-struct Debt(Cell<u64>);
+struct DebtCell(Cell<u64>);
 
 // governor requires these traits of a key. `DebtInKey` stores no keys and calls none of them.
-impl PartialEq for Debt {
+impl PartialEq for DebtCell {
     fn eq(&self, other: &Self) -> bool {
         self.0 == other.0
     }
 }
 
-impl Eq for Debt {}
+impl Eq for DebtCell {}
 
-impl Hash for Debt {
+impl Hash for DebtCell {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.get().hash(state);
     }
 }
 
 /// governor's state store: it reads and writes the debt in the key.
-struct Debts;
+struct DebtInKey;
 
-impl StateStore for Debts {
-    type Key = Debt;
+impl StateStore for DebtInKey {
+    type Key = DebtCell;
 
     #[inline]
-    fn measure_and_replace<T, F, E>(&self, debt: &Debt, step: F) -> Result<T, E>
+    fn measure_and_replace<T, F, E>(&self, debt: &DebtCell, step: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
@@ -82,9 +86,9 @@ impl StateStore for Debts {
 
 /// A clock that always reads zero: debts are relative to now.
 #[derive(Clone, Copy, Debug)]
-struct Still;
+struct ZeroClock;
 
-impl Clock for Still {
+impl Clock for ZeroClock {
     type Instant = Nanos;
 
     #[inline]
@@ -95,9 +99,9 @@ impl Clock for Still {
 
 /// Reduces governor's answer to admitted or rejected.
 #[derive(Debug)]
-struct Verdict;
+struct OutcomeOnly;
 
-impl<P: Reference> RateLimitingMiddleware<P> for Verdict {
+impl<P: Reference> RateLimitingMiddleware<P> for OutcomeOnly {
     type PositiveOutcome = ();
     type NegativeOutcome = ();
 

@@ -49,6 +49,7 @@ use super::{LeaseSlots, LeaseStore, RateBuckets, RateStore};
 use crate::policy::Policy;
 
 mod bucket;
+mod bucket_context;
 mod buckets;
 pub(crate) mod clock;
 mod gcra;
@@ -57,6 +58,7 @@ mod leases;
 mod phases;
 mod set;
 mod sliding;
+mod slot_counts;
 pub(crate) mod table;
 
 pub(crate) use self::buckets::MemoryBuckets;

@@ -301,7 +301,7 @@ impl KeyedQuota<'_> {
         &self,
         buckets: &Buckets,
         clock: &MonotonicClock,
-    ) -> Option<super::bucket::BucketContext<'_>> {
+    ) -> Option<super::bucket_context::BucketContext<'_>> {
         let override_rule = self
             .override_rule
             .filter(|rule| rule.kind() == RuleKind::Bucket);

@@ -214,7 +214,7 @@ async fn errors_name_the_reason() {
         (
             "ip:2002:cb00:7107::1",
             "unlimited",
-            "to exempt that one, write ip:203.0.113.7",
+            "to exempt that client, write ip:203.0.113.7",
         ),
     ] {
         let answer = service.put(key, limit).await;

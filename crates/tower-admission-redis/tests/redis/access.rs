@@ -1,4 +1,4 @@
-//! Allow and deny lists that replicas have together.
+//! Allow and deny lists that replicas share.
 
 use std::convert::Infallible;
 
@@ -61,7 +61,7 @@ async fn a_ban_at_one_replica_counts_in_the_other() {
 }
 
 #[tokio::test]
-async fn what_a_network_cannot_have_is_not_stored_and_not_read() {
+async fn an_invalid_override_of_a_network_is_neither_stored_nor_read() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
     let network = "ip:203.0.113.0/24".parse().unwrap();

@@ -58,7 +58,7 @@ async fn take_at_once(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_burst_on_one_key_admits_what_the_quota_has_with_few_calls() {
+async fn a_burst_on_one_key_uses_the_whole_quota_with_few_calls() {
     let server = Server::start().await;
     let buckets = patient(&server).open(&[Policy::new("calls", Quota::per_hour(100))]);
     let admitted = take_at_once(&buckets, |_| user("alice").to_vec()).await;
@@ -68,7 +68,7 @@ async fn a_burst_on_one_key_admits_what_the_quota_has_with_few_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_burst_of_many_keys_admits_what_the_limit_that_they_share_has() {
+async fn a_burst_of_many_keys_admits_no_more_than_their_shared_limit() {
     let server = Server::start().await;
     let policies = [
         Policy::new("own", Quota::per_hour(20)),
@@ -82,7 +82,7 @@ async fn a_burst_of_many_keys_admits_what_the_limit_that_they_share_has() {
     assert_eq!(take_at_once(&buckets, both).await, 100);
     let calls = calls(&server).await;
     assert!(calls < BURST as u64 / 10, "{calls} calls");
-    // What the shared limit refused was taken from nobody's own.
+    // A rejection by the shared limit charged no key.
     let mut spent = 0;
     for n in 0..1000 {
         let left = buckets.peek(&both(n)[..1], 0).await.remaining().unwrap();
@@ -92,7 +92,7 @@ async fn a_burst_of_many_keys_admits_what_the_limit_that_they_share_has() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_of_different_costs_are_granted_whole_or_not_at_all() {
+async fn requests_of_different_costs_are_admitted_whole_or_not_at_all() {
     let server = Server::start().await;
     let buckets = patient(&server).open(&[Policy::new("calls", Quota::per_hour(1_000))]);
     let tasks: Vec<_> = (0..2_000)
@@ -179,7 +179,7 @@ async fn requests_that_were_dropped_while_they_waited_take_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_burst_on_a_concurrency_limit_grants_what_it_has() {
+async fn a_burst_on_a_concurrency_limit_uses_all_of_it() {
     let server = Server::start().await;
     let slots: Arc<dyn LeaseSlots> = patient(&server).open_leases("jobs");
     let limits = |n: usize| {
@@ -196,12 +196,12 @@ async fn a_burst_on_a_concurrency_limit_grants_what_it_has() {
     for task in tasks {
         match task.await.unwrap() {
             AcquireOutcome::Granted(lease) => held.push(lease),
-            refused => assert!(
+            rejected => assert!(
                 matches!(
-                    refused,
+                    rejected,
                     AcquireOutcome::Full | AcquireOutcome::KeyFull { .. }
                 ),
-                "{refused:?}"
+                "{rejected:?}"
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! Certificates for tests, and servers that have them.
+//! Certificates for tests, and servers that use them.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -112,7 +112,7 @@ async fn start_node() -> Server {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_passes_the_suite() {
+async fn long_a_cluster_passes_the_suites() {
     let cluster = Cluster::start().await;
     let store = store(&cluster.url());
     tower_admission_testkit::lease_store(&store, tokio::time::sleep).await;
@@ -120,7 +120,7 @@ async fn long_passes_the_suite() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_a_part_dies_the_others_count_on() {
+async fn other_masters_count_when_a_master_dies() {
     let mut cluster = Cluster::start().await;
     let store = store(&cluster.url()).deadline(Duration::from_millis(200));
     let buckets = store.open(&[Policy::new("calls", Quota::per_hour(1000))]);
@@ -150,9 +150,9 @@ async fn when_a_part_dies_the_others_count_on() {
     }
 }
 
-/// What one key refuses is refused, whatever becomes of the others.
+/// A key that rejects decides the request, whatever the other keys do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_stands_when_the_part_of_another_key_is_down() {
+async fn a_rejection_stands_when_the_master_of_another_key_is_unavailable() {
     let mut cluster = Cluster::start().await;
     let store = store(&cluster.url()).deadline(Duration::from_millis(500));
     let policies = [
@@ -181,12 +181,12 @@ async fn a_refusal_stands_when_the_part_of_another_key_is_down() {
             panic!("a usage for each quota: {decision:?}");
         };
         assert!(of_token.fits() && !of_address.fits());
-        // Told as unused where nobody knows.
+        // Reported as unused while the server is unavailable.
         assert_eq!(of_token.remaining(), 1000);
         let known = buckets.peek(&both(n)[..1], 0).await.remaining().is_some();
         unknown += u32::from(!known);
     }
-    assert!(unknown > 0, "some lie where nobody answers");
+    assert!(unknown > 0, "some keys are on an unavailable master");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,7 +206,7 @@ async fn a_prefix_with_braces_scatters_no_slots() {
 
 /// Each key's buckets are one value under one key, so a script never meets half of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_moves_is_not_noticed() {
+async fn a_migrating_slot_loses_no_request() {
     let cluster = Cluster::start().await;
     let policy = Policy::new("a", Quota::per_hour(1000)).and("b", Quota::per_day(5000));
     let buckets = store(&cluster.url()).open(&[policy]);
@@ -249,7 +249,7 @@ async fn a_slot_that_moves_is_not_noticed() {
 
 /// The keys of one decision lie in different parts, in each tier.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tiers_count_apart() {
+async fn each_tier_of_a_cluster_has_its_own_buckets() {
     let mut cluster = Cluster::start().await;
     let store = store(&cluster.url()).deadline(Duration::from_millis(500));
     let limits = Limits::new();
@@ -316,7 +316,7 @@ async fn tiers_count_apart() {
 
 /// A part that is down takes only its own keys with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_is_not_charged_for_what_the_part_of_a_token_cannot_answer() {
+async fn an_address_is_refunded_when_the_master_of_a_token_is_unavailable() {
     let mut cluster = Cluster::start().await;
     let store = store(&cluster.url())
         .deadline(Duration::from_millis(500))
@@ -351,10 +351,7 @@ async fn an_address_is_not_charged_for_what_the_part_of_a_token_cannot_answer() 
         }
     }
     assert_eq!(unavailable.len(), 8);
-    until("the address has back what was refused", async || {
-        left().await == Some(4)
-    })
-    .await;
+    until("the address is refunded", async || left().await == Some(4)).await;
     // A refund reaches the keys that it can.
     let broken = both(unavailable[0]);
     let live = [address.clone()];
@@ -363,7 +360,7 @@ async fn an_address_is_not_charged_for_what_the_part_of_a_token_cannot_answer() 
     assert_eq!(left().await, Some(4));
 }
 
-/// What is given back is reported with the answer about it.
+/// The answer to a refund reports the refunded state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rejection_reports_what_is_left_after_its_refund_in_three_calls() {
     let cluster = Cluster::start().await;

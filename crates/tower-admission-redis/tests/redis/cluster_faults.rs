@@ -1,4 +1,4 @@
-//! A cluster whose master hangs or dies, or whose slots move: only the calls that need it wait.
+//! A cluster whose master hangs or dies, or whose slots migrate: only the calls that need it wait.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -236,7 +236,7 @@ async fn long_a_master_that_hangs_takes_only_its_own_keys_and_until_the_failover
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_a_master_that_hangs_with_few_requests_on_random_keys() {
+async fn long_a_master_that_hangs_is_noticed_with_few_requests_on_random_keys() {
     hang(Load::Random).await;
 }
 
@@ -335,7 +335,7 @@ pub(crate) async fn node_that_answers(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_that_send_a_call_in_circles_end_it() {
+async fn a_call_that_is_redirected_in_circles_fails() {
     for redirection in ["MOVED", "ASK"] {
         let (url, calls) =
             node_that_answers(move |port, _| format!("-{redirection} 7 :{port}\r\n")).await;
@@ -348,7 +348,7 @@ async fn servers_that_send_a_call_in_circles_end_it() {
 
 /// While a replica takes over, or the keys of a slot are in two places.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_that_has_no_answer_yet_is_asked_again_within_the_deadline() {
+async fn a_call_is_repeated_within_its_deadline_while_a_cluster_is_not_ready() {
     // As `take.lua` answers.
     let counted = "*3\r\n:1\r\n:8\r\n:1\r\n";
     for refusal in [
@@ -386,7 +386,7 @@ async fn a_cluster_that_has_no_answer_yet_is_asked_again_within_the_deadline() {
 
 /// What one server has no room for is nothing to the others, and calls to it fail at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_that_hangs_takes_no_room_of_others() {
+async fn a_master_that_hangs_uses_no_room_of_others() {
     let cluster = Cluster::start().await;
     let policy = Policy::new("calls", Quota::per_day(1000));
     let store = store(&cluster.url()).deadline(DEADLINE).max_in_flight(2);

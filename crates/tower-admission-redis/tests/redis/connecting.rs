@@ -1,4 +1,4 @@
-//! The ways to connect: protocols, sockets, names, users with few permissions.
+//! Ways to connect: protocols, sockets, names, users with few permissions.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,7 +18,7 @@ use super::server::{Server, store, until};
 use super::user;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_resp3_passes_the_suites() {
+async fn long_a_store_over_resp3_passes_the_suites() {
     let server = Server::start().await;
     let store = store(&format!("{}/?protocol=resp3", server.url()));
     store.ping().await.unwrap();
@@ -48,7 +48,7 @@ async fn a_unix_socket_has_databases() {
 }
 
 #[tokio::test]
-async fn connections_have_a_name() {
+async fn a_connection_has_a_client_name() {
     let server = Server::start().await;
     let stores = [
         (server.store(), "tower-admission"),
@@ -113,7 +113,7 @@ async fn slots(store: &RedisStore, servers: &[Server]) {
     leases.acquire(&tenant, "1").await.unwrap().detach();
     assert_eq!(leases.heartbeat(&tenant, "1").await, LeaseStatus::Live);
     assert_eq!(leases.release(&tenant, "1").await, LeaseStatus::Live);
-    // Nothing else is under way.
+    // No other call is in progress.
     let before = scripts_run(servers).await;
     until("a heartbeat", async || scripts_run(servers).await > before).await;
     let full = slots.acquire(limits()).await;
@@ -168,7 +168,7 @@ async fn denied(server: &Server) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_with_the_permissions_of_the_recipe_does_everything() {
+async fn a_user_with_the_documented_permissions_can_use_every_feature() {
     let server = Server::start().await;
     let recipe = recipe();
     permit(&server, &recipe[..3]).await;
@@ -200,7 +200,7 @@ async fn a_user_with_the_permissions_of_the_recipe_does_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_with_the_permissions_of_the_recipe_uses_a_cluster() {
+async fn a_user_with_the_documented_permissions_can_use_a_cluster() {
     let cluster = Cluster::start().await;
     for node in &cluster.nodes {
         permit(node, &recipe()).await;
@@ -243,7 +243,7 @@ async fn a_user_with_the_permissions_of_the_recipe_uses_a_cluster() {
 
 /// Nothing more than the scripts and the connections use.
 #[test]
-fn the_recipe_permits_what_is_used_and_nothing_else() {
+fn the_documented_permissions_are_exactly_the_used_commands() {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/scripts");
     let mut used: BTreeSet<String> = [
         "asking",

@@ -1,5 +1,5 @@
-//! The script for rates, on random histories at a clock that the test sets: a call for many requests decides them
-//! as calls for each do, and its early branches as the general path does.
+//! The script for rates, on random histories with a clock that the test sets: a call for many requests decides like one
+//! call for each, and the fast branches decide like the general path.
 
 use std::fmt::Debug;
 
@@ -393,7 +393,7 @@ async fn run(ways: &mut [Way], history: &[Step]) -> Result<(), TestCaseError> {
 }
 
 #[test]
-fn a_call_for_many_requests_decides_as_calls_for_each_do() {
+fn a_call_for_many_requests_decides_like_one_call_for_each() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

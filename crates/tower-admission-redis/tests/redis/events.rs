@@ -1,4 +1,4 @@
-//! What the log and observers say when Redis is away, and what they do not.
+//! Log lines and observer calls while Redis is unavailable.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -136,7 +136,7 @@ fn start(kind: &str, cause: &str) -> String {
 
 /// Each fault, and what the log says.
 #[tokio::test]
-async fn a_server_that_is_not_there() {
+async fn an_absent_server_is_reported() {
     let url = format!("redis://:hunter2@127.0.0.1:{}", free_port());
     let refused = line_of(store(&url)).await;
     let words = "Connection refused (os error ";
@@ -160,7 +160,7 @@ async fn a_server_that_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_server_that_stands_still() {
+async fn a_paused_server_is_reported() {
     let server = Server::start().await;
     server.signal("STOP");
     let silent = line_of(server.store()).await;
@@ -174,7 +174,7 @@ async fn a_server_that_stands_still() {
 }
 
 #[tokio::test]
-async fn a_wrong_database() {
+async fn a_wrong_database_is_reported() {
     let server = Server::start().await;
     let url = format!("{}/99", server.url());
     assert_eq!(
@@ -192,7 +192,7 @@ async fn a_wrong_database() {
 }
 
 #[tokio::test]
-async fn a_password_that_is_missing_or_wrong() {
+async fn a_missing_or_wrong_password_is_reported() {
     let server = Server::start_with(&["--requirepass", "right"]).await;
     let denied = line_of(server.store()).await;
     assert!(
@@ -213,7 +213,7 @@ async fn a_password_that_is_missing_or_wrong() {
 }
 
 #[tokio::test]
-async fn a_user_without_rights() {
+async fn a_user_without_permissions_is_reported() {
     let server = Server::start().await;
     let rights = |rights: &'static [&'static str]| {
         let server = &server;
@@ -238,7 +238,7 @@ async fn a_user_without_rights() {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_write() {
+async fn a_server_that_cannot_write_is_reported() {
     let server = Server::start().await;
     let set = async |words: &[&str]| {
         server.command(words).await.unwrap();
@@ -277,7 +277,7 @@ async fn a_server_that_cannot_write() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_no_single_one() {
+async fn a_cluster_node_behind_a_single_url_is_reported() {
     let node = Server::start_with(&["--cluster-enabled", "yes"]).await;
     let down = line_of(node.store()).await;
     assert_eq!(down, line("busy", "CLUSTERDOWN Hash slot not served"));
@@ -311,7 +311,7 @@ async fn a_server_that_is_no_single_one() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_busy() {
+async fn a_busy_server_is_reported() {
     let loading = stand_in(|command| {
         Some(match command {
             "INFO" => "$21\r\nredis_version:7.0.0\r\n\r\n",
@@ -349,7 +349,7 @@ async fn a_server_that_is_busy() {
 
 /// The gauge is there before anything is known, and while nothing can be reached.
 #[tokio::test]
-async fn a_first_attempt_is_seen_before_it_ends() {
+async fn an_observer_sees_the_first_attempt_before_it_ends() {
     let seen = Seen::default();
     let absent = store(&format!("redis://127.0.0.1:{}", free_port())).observe(seen.clone());
     assert_eq!(seen.reachable(), [false; 0]);
@@ -364,7 +364,7 @@ async fn a_first_attempt_is_seen_before_it_ends() {
 
 /// Rates in three clients with a failure mode each, and slots of both sorts.
 #[tokio::test]
-async fn an_outage_ends_with_a_line() {
+async fn the_end_of_an_outage_is_logged() {
     let mut server = Server::start().await;
     let seen = Seen::default();
     let base = server.store().deadline(DEADLINE).observe(seen.clone());
@@ -450,7 +450,7 @@ async fn an_outage_ends_with_a_line() {
 
 /// New connections are denied; what the breaker rejects is not in the way of the cause.
 #[tokio::test]
-async fn a_password_that_is_rotated() {
+async fn a_rotated_password_is_reported() {
     let server = Server::start_with(&["--requirepass", "right"]).await;
     let url = format!("redis://:right@127.0.0.1:{}", server.port);
     let store = store(&url);

@@ -1,4 +1,4 @@
-//! Decisions of shared calls next to decisions of one call each, on keys of their own.
+//! Decisions of shared calls, compared with decisions of single calls on other keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,7 +154,7 @@ async fn run(
 }
 
 #[test]
-fn requests_that_share_calls_are_decided_as_if_each_had_its_own() {
+fn requests_that_share_calls_are_decided_like_single_calls() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -171,7 +171,7 @@ fn requests_that_share_calls_are_decided_as_if_each_had_its_own() {
 
 /// A bucket as another program may have written it, with numbers that are no times.
 #[tokio::test]
-async fn junk_that_looks_like_a_bucket_is_no_harm_to_other_keys_of_the_call() {
+async fn data_that_looks_like_a_bucket_does_not_affect_other_keys_of_the_call() {
     let server = Server::start().await;
     let per_hour = |name: &str| {
         let quotas = [9, 30].map(Quota::per_hour);
@@ -226,7 +226,7 @@ async fn junk_that_looks_like_a_bucket_is_no_harm_to_other_keys_of_the_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_of_acquires_that_are_dropped_come_back() {
+async fn a_dropped_acquire_releases_its_permit() {
     let server = Server::start().await;
     let store = server.store();
     let leases: Arc<dyn LeaseSlots> = store.open_leases("limiter");

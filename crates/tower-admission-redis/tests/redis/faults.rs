@@ -1,7 +1,7 @@
-//! What happens when Redis is away, slow, full, or holds nonsense: the fault matrix.
+//! The fault matrix: Redis is unavailable, slow, full, or holds other data.
 //!
-//! In every row: no call takes above twice its deadline, nothing panics or hangs, and counting
-//! goes on within two seconds of the fault's end.
+//! In every row no call takes longer than twice its deadline, nothing panics or hangs, and counting continues within
+//! two seconds after the fault ends.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -106,7 +106,7 @@ impl Case {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill() {
+async fn a_killed_server_leaves_decisions_to_the_failure_mode() {
     let mut case = Case::new(FailureMode::Closed).await;
     case.server.kill();
     assert_eq!(case.take().await, (false, None));
@@ -118,7 +118,7 @@ async fn kill() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stall() {
+async fn a_paused_server_leaves_decisions_to_the_failure_mode() {
     let case = Case::new(FailureMode::Open).await;
     case.server.signal("STOP");
     assert_eq!(case.take().await, (true, None));
@@ -129,7 +129,7 @@ async fn stall() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn data_loss_costs_a_burst_at_most() {
+async fn a_loss_of_data_admits_at_most_one_more_burst() {
     let mut case = Case::new(FailureMode::Closed).await;
     let (_, left) = case.take().await;
     assert!(left.unwrap() < 999);
@@ -150,7 +150,7 @@ async fn a_script_that_is_flushed_is_sent_again_and_charges_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow() {
+async fn a_slow_server_leaves_decisions_to_the_failure_mode() {
     let case = Case::new(FailureMode::Closed).await;
     case.server
         .command(&["CLIENT", "PAUSE", "3000", "ALL"])
@@ -162,7 +162,7 @@ async fn slow() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn busy() {
+async fn a_busy_server_leaves_decisions_to_the_failure_mode() {
     let server = Server::start_with(&["--lua-time-limit", "100"]).await;
     let case = Case::with(server, |store| store.on_failure(FailureMode::Closed)).await;
     let mut connection = case.server.connection().await.unwrap();
@@ -186,7 +186,7 @@ async fn busy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn out_of_memory() {
+async fn a_server_without_memory_leaves_decisions_to_the_failure_mode() {
     let case = Case::new(FailureMode::Closed).await;
     case.server
         .command(&["CONFIG", "SET", "maxmemory-policy", "noeviction"])
@@ -209,7 +209,7 @@ async fn out_of_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_that_becomes_a_replica() {
+async fn a_demoted_primary_is_replaced() {
     let case = Case::new(FailureMode::Closed).await;
     // Of nobody who is there, and still read-only.
     let nobody = free_port().to_string();
@@ -228,7 +228,7 @@ async fn a_primary_that_becomes_a_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nonsense_under_a_key_is_left_alone() {
+async fn other_data_under_a_key_is_not_overwritten() {
     let case = Case::new(FailureMode::Closed).await;
     let [key] = &*case.server.keys().await else {
         panic!("one key for one caller");
@@ -258,7 +258,7 @@ async fn nonsense_under_a_key_is_left_alone() {
 
 /// Parts are of as many quotas as the limiter has, and of their kinds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nonsense_among_several_parts_is_left_alone() {
+async fn other_data_among_several_parts_is_not_overwritten() {
     let server = Server::start().await;
     let policy = Policy::new("a", Quota::per_hour(9)).and("b", Quota::per_hour(9).sliding());
     let store = server.store().on_failure(FailureMode::Closed);
@@ -294,7 +294,7 @@ async fn nonsense_among_several_parts_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_who_may_no_longer() {
+async fn a_user_that_loses_its_permissions_is_noticed() {
     let case = Case::new(FailureMode::Closed).await;
     case.server
         .command(&["ACL", "SETUSER", "default", "-evalsha", "-eval"])
@@ -310,7 +310,7 @@ async fn a_user_who_may_no_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_password_is_named_at_start_and_admits_nobody_else() {
+async fn a_wrong_password_is_reported_at_start() {
     let server = Server::start_with(&["--requirepass", "right"]).await;
     for (password, kind) in [("", FailureKind::Denied), (":wrong@", FailureKind::Denied)] {
         let url = format!("redis://{password}127.0.0.1:{}", server.port);
@@ -327,7 +327,7 @@ async fn a_wrong_password_is_named_at_start_and_admits_nobody_else() {
 
 /// As one whose processor time is used up: its timers fire late, and together with what arrived in time.
 #[tokio::test]
-async fn a_process_that_stood_still_takes_the_answers_that_have_arrived() {
+async fn a_process_that_was_paused_uses_the_answers_that_arrived() {
     let server = Server::start().await;
     let store = server.store().deadline(Duration::from_millis(100));
     let buckets = store.open(&[Quota::per_hour(1_000).into()]);
@@ -349,7 +349,7 @@ async fn a_process_that_stood_still_takes_the_answers_that_have_arrived() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_in_flight_are_bounded() {
+async fn concurrent_calls_have_a_maximum() {
     let case = Case::with(Server::start().await, |store| store.max_in_flight(4)).await;
     case.server.signal("STOP");
     // Of different users, as those of one share calls.
@@ -414,7 +414,7 @@ async fn a_local_share_survives_flapping() {
 
 /// Only another connection helps, and nothing says so but the silence.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_black_hole() {
+async fn a_network_that_drops_packets_costs_no_more_than_the_deadline() {
     let server = Server::start().await;
     let proxy = Proxy::start(server.port).await;
     let store = store(&proxy.url()).deadline(DEADLINE);
@@ -439,7 +439,7 @@ async fn a_black_hole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reset_in_the_middle_of_a_reply() {
+async fn a_reset_within_a_reply_is_a_lost_connection() {
     let server = Server::start().await;
     let proxy = Proxy::start(server.port).await;
     let store = store(&proxy.url())
@@ -485,7 +485,7 @@ async fn a_reset_in_the_middle_of_a_reply() {
 /// As with a name or a balancer that follows the primary: its open connections stay with the old
 /// one, which goes on answering that it is read-only.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_to_the_replica() {
+async fn a_failover_to_the_replica_restores_counting() {
     let one = Server::start_with(&["--repl-diskless-sync-delay", "0"]).await;
     let two = Server::start().await;
     let proxy = Proxy::start(one.port).await;
@@ -523,7 +523,7 @@ async fn a_failover_to_the_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_too_old_is_named() {
+async fn an_old_server_is_reported_as_too_old() {
     let url = stand_in(|command| {
         Some(match command {
             "INFO" => "$22\r\nredis_version:4.0.14\r\n\r\n",
@@ -543,7 +543,7 @@ async fn a_server_that_is_too_old_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_goes_silent_ends_a_ping() {
+async fn a_ping_of_a_silent_server_ends() {
     let url = stand_in(|command| match command {
         "INFO" => Some("$21\r\nredis_version:7.0.0\r\n\r\n"),
         "EVALSHA" => None,

@@ -1,4 +1,4 @@
-//! What keeps slots alive and gives them back, whatever else goes on.
+//! Heartbeats and releases of permits, under load and faults.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::user;
 
 /// As when Redis evicts it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_that_are_lost_alone_are_told_again_as_well() {
+async fn permits_that_are_lost_without_the_epoch_are_written_again() {
     let server = Server::start().await;
     // No heartbeat is due for minutes.
     let store = server.store().lease_ttl(Duration::from_secs(600));
@@ -35,7 +35,7 @@ async fn slots_that_are_lost_alone_are_told_again_as_well() {
 
 /// When data is lost, and when the leases of one key are evicted alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_of_several_keys_is_told_again_for_each() {
+async fn a_permit_of_several_keys_is_written_again_for_each_key() {
     let server = Server::start().await;
     // No heartbeat is due for minutes.
     let store = server.store().lease_ttl(Duration::from_secs(600));
@@ -78,9 +78,9 @@ async fn key_with(server: &Server, part: &str) -> String {
     key.expect("such a key")
 }
 
-/// The runtime ends right after, and with it all that works in the background.
+/// The runtime ends right after, with all background tasks.
 #[tokio::test]
-async fn an_orderly_end_leaves_no_slot_taken() {
+async fn a_flush_at_the_end_releases_all_permits() {
     let server = Server::start().await;
     let store = server.store();
     let ending = std::thread::spawn(move || {
@@ -111,7 +111,7 @@ async fn an_orderly_end_leaves_no_slot_taken() {
 }
 
 #[tokio::test]
-async fn a_flush_says_when_redis_is_away() {
+async fn a_flush_fails_while_redis_is_unavailable() {
     let mut server = Server::start().await;
     let store = server.store().deadline(Duration::from_millis(200));
     let leases = store.open_leases("jobs");
@@ -121,12 +121,15 @@ async fn a_flush_says_when_redis_is_away() {
     drop(held);
     assert!(store.flush().await.is_err());
     server.restart().await;
-    until("Redis is told", async || store.flush().await.is_ok()).await;
+    until("Redis has the releases", async || {
+        store.flush().await.is_ok()
+    })
+    .await;
 }
 
-/// However much there is to give back, what is held stays held.
+/// A long queue of releases does not delay heartbeats.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn releases_do_not_hold_up_heartbeats() {
+async fn releases_do_not_delay_heartbeats() {
     let server = Server::start().await;
     let proxy = Proxy::start(server.port).await;
     proxy.delay(Duration::from_millis(5));
@@ -145,7 +148,7 @@ async fn releases_do_not_hold_up_heartbeats() {
 
 /// Requests may use all the room for calls there is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_do_not_hold_up_heartbeats() {
+async fn requests_do_not_delay_heartbeats() {
     let server = Server::start().await;
     let proxy = Proxy::start(server.port).await;
     proxy.delay(Duration::from_millis(5));
@@ -196,7 +199,7 @@ async fn stays_held(server: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nonsense_under_one_key_is_no_harm_to_others() {
+async fn other_data_under_one_key_does_not_affect_other_permits() {
     let server = Server::start().await;
     let store = server.store().lease_ttl(Duration::from_secs(1));
     let leases = store.open_leases("jobs");
@@ -232,7 +235,7 @@ async fn nonsense_under_one_key_is_no_harm_to_others() {
 
 /// A machine that was suspended has lost some time.
 #[tokio::test]
-async fn clocks_that_drift_apart_refuse_nobody() {
+async fn drifting_clocks_reject_no_request() {
     let server = Server::start().await;
     let store = server.store().deadline(Duration::from_millis(500));
     let leases = store.open_leases("jobs");
@@ -253,7 +256,7 @@ async fn clocks_that_drift_apart_refuse_nobody() {
 
 /// A heartbeat of many leases is several calls, and data may be lost between two of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn data_that_is_lost_amid_a_heartbeat_is_told_again() {
+async fn data_that_is_lost_during_a_heartbeat_is_written_again() {
     let server = Server::start().await;
     let proxy = Proxy::start(server.port).await;
     // No heartbeat is due for minutes.
@@ -294,7 +297,7 @@ async fn data_that_is_lost_amid_a_heartbeat_is_told_again() {
 }
 
 #[tokio::test]
-async fn what_was_never_asked_for_is_not_given_back() {
+async fn a_request_that_was_never_sent_needs_no_release() {
     let server = Server::start().await;
     let store = server
         .store()

@@ -39,9 +39,9 @@ async fn a_layer_counts_in_redis() {
         let told = response.headers()["ratelimit"].to_str().unwrap();
         assert!(told.contains(&format!("r={left}")), "{told}");
     }
-    let refused = ask(&replicas[0], "alice").await;
-    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
-    assert!(refused.headers().contains_key("retry-after"));
+    let rejected = ask(&replicas[0], "alice").await;
+    assert_eq!(rejected.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(rejected.headers().contains_key("retry-after"));
     assert_eq!(ask(&replicas[0], "bob").await.status(), StatusCode::OK);
 }
 
@@ -121,7 +121,7 @@ async fn without_redis_the_failure_mode_decides() {
     for _ in 0..10 {
         let response = ask(&open, "alice").await;
         assert_eq!(response.status(), StatusCode::OK);
-        // Nothing is known, so nothing is told.
+        // The remaining requests are unknown, so no header reports them.
         assert!(!response.headers().contains_key("ratelimit"));
     }
     let closed = ask(&layer(FailureMode::Closed), "alice").await;
@@ -135,9 +135,9 @@ async fn without_redis_the_failure_mode_decides() {
     assert_eq!(statuses, [200, 200, 429, 429]);
 }
 
-/// What fits no share is refused for now, and what fits no bucket for ever.
+/// A cost above the share is rejected for now; a cost above the bucket is rejected always.
 #[tokio::test]
-async fn a_cost_above_a_share_has_to_wait_for_redis() {
+async fn a_cost_above_a_share_is_rejected_as_unavailable() {
     let url = format!("redis://127.0.0.1:{}", free_port());
     let share = FailureMode::LocalShare { replicas: 3 };
     let buckets = store(&url)
@@ -155,7 +155,7 @@ async fn a_cost_above_a_share_has_to_wait_for_redis() {
 }
 
 #[tokio::test]
-async fn credentials_need_a_secret() {
+async fn a_rate_layer_for_credentials_needs_a_secret() {
     let no_secret = || RedisStore::connect("redis://127.0.0.1:1").unwrap();
     let by_token = RateLimitByTokenLayer::new(Quota::per_hour(1));
     let error = by_token.try_store(no_secret()).unwrap_err();
@@ -171,7 +171,7 @@ async fn credentials_need_a_secret() {
 }
 
 #[test]
-fn urls() {
+fn an_unusable_url_is_an_error() {
     for url in [
         "redis://127.0.0.1:6379",
         "redis://user:password@localhost/2",
@@ -195,7 +195,7 @@ fn urls() {
 
 /// A service may be made before there is a runtime.
 #[test]
-fn a_layer_is_made_without_a_runtime() {
+fn a_layer_can_be_built_without_a_runtime() {
     let layer = RateLimitByTokenLayer::new(Quota::per_hour(1))
         .store(store("redis://127.0.0.1:1").deadline(Duration::from_millis(20)));
     // And outlives one.
@@ -209,9 +209,9 @@ fn a_layer_is_made_without_a_runtime() {
     }
 }
 
-/// The runtime that connected is still there, and nobody drives it.
+/// The runtime that connected still exists, but does not run.
 #[test]
-fn a_runtime_that_stands_still_is_not_waited_for() {
+fn a_stalled_runtime_delays_no_request() {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -226,7 +226,7 @@ fn a_runtime_that_stands_still_is_not_waited_for() {
     let is_counted = async || buckets.take(&alice, 1).await.remaining().is_some();
     first.block_on(until("Redis decides", is_counted));
     second.block_on(until("Redis decides again", is_counted));
-    // What the first left behind when it was last driven gets in nobody's way.
+    // The state that the first runtime left behind affects no request.
     first.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
     drop(first);
     assert!(second.block_on(is_counted()));

@@ -1,4 +1,4 @@
-//! Leases at a clock that the test sets: several in one call, and after steps of the clock.
+//! Leases with a clock that the test sets: several in one call, and after steps of the clock.
 
 use std::cell::RefCell;
 
@@ -227,7 +227,7 @@ async fn agree(ways: &[Scripts; 2], steps: &[Step]) -> Result<(), TestCaseError>
 }
 
 #[test]
-fn a_call_for_several_leases_answers_as_calls_for_each_do() {
+fn a_call_for_several_leases_answers_like_one_call_for_each() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -245,7 +245,7 @@ fn a_call_for_several_leases_answers_as_calls_for_each_do() {
 }
 
 #[tokio::test]
-async fn a_key_of_something_else_is_no_harm_to_other_leases_of_the_call() {
+async fn a_key_with_other_data_does_not_affect_other_leases_of_the_call() {
     let server = Server::start().await;
     let scripts = Scripts::new(&server, "leases").await;
     scripts.set_clock(1_800_000_000_000).await;
@@ -258,7 +258,7 @@ async fn a_key_of_something_else_is_no_harm_to_other_leases_of_the_call() {
 }
 
 #[tokio::test]
-async fn the_slot_of_a_dead_holder_is_free_in_its_time_though_the_clock_stepped_back() {
+async fn the_lease_of_a_dead_holder_expires_in_time_after_the_clock_steps_back() {
     let server = Server::start().await;
     let scripts = Scripts::new(&server, "leases").await;
     let start = 1_800_000_000_000;
@@ -278,7 +278,7 @@ async fn the_slot_of_a_dead_holder_is_free_in_its_time_though_the_clock_stepped_
 
 /// A short lease among long ones.
 #[tokio::test]
-async fn leases_live_as_long_as_each_does_after_the_clock_stepped_back() {
+async fn leases_keep_their_time_to_live_after_the_clock_steps_back() {
     let server = Server::start().await;
     let scripts = Scripts::new(&server, "leases").await;
     let start = 1_800_000_000_000;
@@ -299,7 +299,7 @@ async fn leases_live_as_long_as_each_does_after_the_clock_stepped_back() {
 
 /// The same by the store, with leases as a replica that died has left them before the clock stepped back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_waits_for_a_dead_replica_no_longer_when_the_clock_steps_back() {
+async fn a_dead_replica_holds_its_permits_no_longer_after_the_clock_steps_back() {
     let server = Server::start().await;
     let ttl = std::time::Duration::from_secs(1);
     let limits = || LeaseLimits::new(Some(2), None);

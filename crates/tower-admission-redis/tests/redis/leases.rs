@@ -41,13 +41,13 @@ pub(crate) async fn until_used(leases: &dyn LeaseSlots, expected: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_passes_the_suite() {
+async fn long_a_server_passes_the_suite_for_leases() {
     let server = Server::start().await;
     tower_admission_testkit::lease_store(&server.store(), tokio::time::sleep).await;
 }
 
 #[tokio::test]
-async fn both_limits_hold_over_replicas() {
+async fn replicas_share_both_limits() {
     let server = Server::start().await;
     let replicas = [0, 1].map(|_| server.store().open_leases("jobs"));
     let mut held = Vec::new();
@@ -137,7 +137,7 @@ async fn replicas_share_the_limits_of_several_keys() {
 }
 
 #[tokio::test]
-async fn a_key_that_holds_something_else_leaves_the_other_key_as_it_was() {
+async fn a_key_with_other_data_does_not_change_the_other_key() {
     let server = Server::start().await;
     let leases = server.store().open_leases("jobs");
     let held = leases.acquire(from_address(9, 9)).await;
@@ -160,7 +160,7 @@ async fn a_key_that_holds_something_else_leaves_the_other_key_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn races_never_exceed_a_limit_and_use_all_of_it() {
+async fn races_use_exactly_the_limit() {
     let server = Server::start().await;
     let replicas: Vec<_> = (0..4).map(|_| server.store().open_leases("jobs")).collect();
     let tasks: Vec<_> = (0..64)
@@ -195,7 +195,7 @@ async fn races_never_exceed_a_limit_and_use_all_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn held_slots_outlive_their_time_to_live_and_abandoned_ones_do_not() {
+async fn a_permit_in_use_outlives_its_time_to_live_and_an_abandoned_one_expires() {
     let server = Server::start().await;
     let store = || server.store().lease_ttl(Duration::from_millis(600));
     let leases = store().open_leases("jobs");
@@ -227,7 +227,7 @@ async fn held_slots_outlive_their_time_to_live_and_abandoned_ones_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_data_loss_what_is_held_is_told_again_at_once() {
+async fn permits_are_written_again_at_once_after_a_loss_of_data() {
     let mut server = Server::start().await;
     // No heartbeat is due for minutes.
     let store = server.store().lease_ttl(Duration::from_secs(600));
@@ -262,7 +262,7 @@ async fn after_data_loss_what_is_held_is_told_again_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_acquire_that_comes_too_late_takes_nothing() {
+async fn an_acquire_that_arrives_too_late_takes_nothing() {
     let server = Server::start().await;
     let store = server.store().deadline(Duration::from_millis(100));
     let leases = store.open_leases("jobs");
@@ -288,7 +288,7 @@ async fn an_acquire_that_comes_too_late_takes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_memory_slots_are_kept_and_released_and_not_taken() {
+async fn a_server_without_memory_extends_and_releases_permits_and_grants_none() {
     let server = Server::start().await;
     let store = server.store().lease_ttl(Duration::from_millis(600));
     let leases = store.on_failure(FailureMode::Closed).open_leases("jobs");
@@ -315,7 +315,7 @@ async fn without_memory_slots_are_kept_and_released_and_not_taken() {
 
 /// A lost release is made up for by the time to live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_come_back_when_redis_was_away_for_their_release() {
+async fn permits_are_released_after_an_outage_during_their_release() {
     let mut server = Server::start().await;
     let leases = server
         .store()
@@ -418,7 +418,7 @@ async fn a_limiter_with_a_store_does_not_answer_at_once() {
 }
 
 #[test]
-fn credentials_need_a_secret() {
+fn a_concurrency_layer_for_credentials_needs_a_secret() {
     let no_secret = || RedisStore::connect("redis://127.0.0.1:1").unwrap();
     assert!(ConcurrencyLimitLayer::new(4).try_store(no_secret()).is_ok());
     let per_key = ConcurrencyLimitLayer::new(4).per_key(ByToken::default(), 1);
@@ -435,7 +435,7 @@ fn credentials_need_a_secret_in_either_order() {
 
 /// Those who wait in line for this replica's room ask the store as well.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_waited_in_line_is_counted() {
+async fn a_request_from_the_wait_queue_is_counted() {
     let server = Server::start().await;
     let layer = ConcurrencyLimitLayer::new(1)
         .wait(1, Duration::from_secs(20))

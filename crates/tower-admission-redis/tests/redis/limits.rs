@@ -1,4 +1,4 @@
-//! Limits that change, in Redis.
+//! Overrides in Redis.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ fn with_clock(store: RedisStore, clock: TestClock) -> Limits {
 }
 
 #[tokio::test]
-async fn a_key_has_its_own_quota() {
+async fn an_override_replaces_the_quota_of_its_key() {
     let server = Server::start().await;
     for kind in ["", " sliding"] {
         let limits = Limits::new();
@@ -72,7 +72,7 @@ async fn a_key_has_its_own_quota() {
 
 /// Of one process, such as a program for operators, that has read nothing yet.
 #[tokio::test]
-async fn no_process_sets_more_rates_than_there_may_be() {
+async fn a_process_cannot_exceed_the_maximum_of_rates() {
     const PARTS: usize = 16;
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
@@ -94,7 +94,7 @@ async fn no_process_sets_more_rates_than_there_may_be() {
 
 /// Retry-After is kept when nobody else uses the key, and what is told of as left is.
 #[tokio::test]
-async fn a_lowered_limit_comes_back_when_it_says() {
+async fn a_lowered_bucket_refills_at_the_reported_time() {
     let server = Server::start().await;
     for (all, used, own) in [
         ("20/s burst 40", 36, "20/s burst 2"),
@@ -124,7 +124,7 @@ async fn a_lowered_limit_comes_back_when_it_says() {
 
 /// As for a second after a change, or during a deployment: what one of them refuses, it leaves alone.
 #[tokio::test]
-async fn replicas_that_differ_hand_out_no_fresh_burst() {
+async fn replicas_with_different_quotas_admit_no_fresh_burst() {
     let server = Server::start().await;
     for (new, old) in [
         ("1000/day", "10/day"),
@@ -163,7 +163,7 @@ async fn replicas_that_differ_hand_out_no_fresh_burst() {
 }
 
 #[tokio::test]
-async fn a_share_goes_by_the_keys_own_quota() {
+async fn a_local_share_applies_the_override_of_a_key() {
     let store = store("redis://127.0.0.1:1").on_failure(FailureMode::LocalShare { replicas: 2 });
     let limits = Limits::new();
     let limiter = RateLimiter::with_limits(calls("10/h"), &store, &limits);
@@ -222,7 +222,7 @@ async fn a_change_reaches_every_replica() {
 }
 
 #[tokio::test]
-async fn more_than_a_page_is_read_and_what_is_missed_as_well() {
+async fn a_replica_reads_several_pages_and_missed_changes() {
     let server = Server::start().await;
     let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
     there.refresh().await.unwrap();
@@ -270,7 +270,7 @@ async fn more_than_a_page_is_read_and_what_is_missed_as_well() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_as_if_it_was_not_there() {
+async fn an_unreadable_name_is_ignored() {
     let server = Server::start().await;
     let mut connection = server.connection().await.unwrap();
     let mut set = redis::cmd("HSET");
@@ -301,7 +301,7 @@ async fn what_cannot_be_read_is_as_if_it_was_not_there() {
 
 /// Replicas that change the same keys end with the same limits, which are those of the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_agree_in_the_end() {
+async fn replicas_converge() {
     let server = Server::start().await;
     let replicas = [(); 4].map(|()| Limits::in_store(&server.store()));
     let mut changing = tokio::task::JoinSet::new();
@@ -329,7 +329,7 @@ async fn replicas_agree_in_the_end() {
 }
 
 #[test]
-fn a_runtime_that_ends_does_not_end_the_reading() {
+fn another_runtime_continues_to_read_changes() {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()

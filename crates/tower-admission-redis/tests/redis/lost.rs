@@ -1,4 +1,4 @@
-//! Connections that are closed: no request goes uncounted for them.
+//! Closed connections leave no request uncounted.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use crate::user;
 /// One that a busy machine keeps.
 const DEADLINE: Duration = Duration::from_millis(250);
 
-/// Remembers all that it is told.
+/// Records every event.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<(Vec<bool>, Vec<FailureKind>)>>);
 
@@ -104,7 +104,7 @@ async fn a_request_after_an_idle_close_is_counted() {
 
 /// As servers and balancers do it, in both protocols.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_a_server_that_closes_idle_connections() {
+async fn long_a_server_that_closes_idle_connections_causes_no_outage() {
     let server = Server::start_with(&["--timeout", "1"]).await;
     for protocol in ["resp2", "resp3"] {
         let told = Told::default();
@@ -199,7 +199,7 @@ async fn connections_lost_again_and_again_leave_few_requests_uncounted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_garbled_reply_is_a_lost_connection() {
+async fn an_invalid_reply_ends_the_connection() {
     let server = Server::start().await;
     let proxy = Proxy::start(server.port).await;
     let told = Told::default();
@@ -216,7 +216,7 @@ async fn a_garbled_reply_is_a_lost_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_is_not_answered_in_time_is_not_made_again() {
+async fn a_call_without_an_answer_in_time_is_not_repeated() {
     let server = Server::start().await;
     let proxy = Proxy::start(server.port).await;
     let store = store(&proxy.url()).deadline(DEADLINE);
@@ -239,7 +239,7 @@ async fn a_call_that_is_not_answered_in_time_is_not_made_again() {
 
 /// What asks for room waits for it, as long as its deadline allows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_above_the_bound_wait_for_room() {
+async fn calls_above_the_maximum_wait_for_room() {
     let server = Server::start().await;
     let told = Told::default();
     let store = server
@@ -281,7 +281,7 @@ async fn a_panic_of_an_observer_does_not_end_the_store() {
     }
 }
 
-/// A server that closes every connection is not asked for one after another.
+/// A server that closes every connection gets no storm of connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_closes_every_connection_is_an_outage() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,7 +1,7 @@
-//! The Redis store on real servers, which the tests start and end themselves.
+//! The Redis store on real servers, which the tests start and end.
 //!
-//! Those that take over five seconds are called `long_..`; `cargo test --all-features --test redis
-//! long_` runs them alone, and with `-- --skip long_` they are left out.
+//! Tests that take longer than five seconds have names that begin with `long_`. `cargo test -p tower-admission-redis
+//! --all-features --test redis long_` runs only these; `-- --skip long_` leaves them out.
 
 mod access;
 mod bursts;
@@ -39,12 +39,12 @@ use proptest::test_runner::{Config, TestRunner};
 use tower_admission::Key;
 use tower_admission::store::Charge;
 
-/// What a request of a user charges, in a limiter of one policy.
+/// The charge of a user's request, in a limiter with one policy.
 fn user(name: &str) -> [Charge; 1] {
     [Charge::new(Key::id("user", name), 0)]
 }
 
-/// Runs a test on random histories. Writes no file of failures, as a failure prints its history.
+/// Runs a test on random histories. Writes no file of failures, because a failure prints its history.
 fn random_histories(cases: u32) -> TestRunner {
     TestRunner::new(Config {
         cases,

@@ -1,7 +1,7 @@
-//! The scripts for leases against a naive model, whatever is done in whatever order.
+//! The scripts for leases, compared with a naive model on random histories.
 //!
-//! The scripts answer with the server's time, and the model goes by that: so it knows exactly
-//! what has expired, and never waits for a clock.
+//! The scripts answer with the server's time, and the model uses that time: it knows exactly which leases have expired,
+//! and never waits for a clock.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -199,7 +199,7 @@ async fn run(server: &Server, namespace: u64, steps: &[Step]) -> Result<(), Test
                 prop_assert_eq!(outcome, LATE);
             }
             Step::Heartbeat(lease) => {
-                // Holders send heartbeats, and nobody else.
+                // Only holders send heartbeats.
                 if let Some(expires) = model.0.get_mut(&lease) {
                     let (outcome, at) = scripts.heartbeat(lease, 0).await;
                     now = at;
@@ -242,7 +242,7 @@ async fn run(server: &Server, namespace: u64, steps: &[Step]) -> Result<(), Test
 }
 
 #[test]
-fn leases_are_what_a_naive_model_says() {
+fn leases_match_a_naive_model() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

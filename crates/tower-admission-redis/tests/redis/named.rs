@@ -46,7 +46,7 @@ async fn one_replica_acquires_and_another_releases() {
 
 /// 64 tasks on four replicas start 1,000 pieces of work over 10 of a tenant's and 100 in all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn races_use_all_of_the_limits_and_no_more() {
+async fn races_use_exactly_both_limits() {
     let server = Server::start().await;
     let replicas: Vec<_> = (0..4).map(|_| leases(&server)).collect();
     let next = Arc::new(AtomicUsize::new(0));
@@ -113,7 +113,7 @@ async fn a_storm_of_cancelled_acquires_takes_nothing() {
 }
 
 #[tokio::test]
-async fn data_that_is_lost_loses_the_lease_and_its_holder_is_told() {
+async fn a_loss_of_data_ends_a_lease_and_its_holder_notices() {
     let server = Server::start().await;
     let leases = leases(&server).ttl(Duration::from_secs(1));
     let kept = leases.acquire(&acme(), "42").await.unwrap().keep_alive();
@@ -124,7 +124,7 @@ async fn data_that_is_lost_loses_the_lease_and_its_holder_is_told() {
 }
 
 #[tokio::test]
-async fn heartbeats_and_releases_pass_a_server_without_memory() {
+async fn a_server_without_memory_accepts_heartbeats_and_releases() {
     let server = Server::start().await;
     let leases = leases(&server);
     let lease = leases.acquire(&acme(), "42").await.unwrap();
@@ -133,17 +133,17 @@ async fn heartbeats_and_releases_pass_a_server_without_memory() {
         .await
         .unwrap();
     assert_eq!(leases.heartbeat(&acme(), "42").await, LeaseStatus::Live);
-    let refused = Leases::new()
+    let rejected = Leases::new()
         .name("jobs")
         .store(server.store().on_failure(FailureMode::Closed));
-    let refused = refused.acquire(&acme(), "43").await.unwrap_err();
-    assert_eq!(refused.reason(), Reason::Unavailable);
+    let rejected = rejected.acquire(&acme(), "43").await.unwrap_err();
+    assert_eq!(rejected.reason(), Reason::Unavailable);
     assert_eq!(lease.release().await, LeaseStatus::Live);
     assert_eq!(used(&leases).await, 0);
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_left_alone() {
+async fn other_data_under_a_lease_is_not_overwritten() {
     let server = Server::start().await;
     let closed = server.store().on_failure(FailureMode::Closed);
     let leases = Leases::new().name("jobs").store(closed);
@@ -158,8 +158,8 @@ async fn what_is_not_ours_is_left_alone() {
         let before = leases.acquire(&acme(), "42").await.unwrap();
         server.command(&["DEL", key]).await.unwrap();
         server.command(&["RPUSH", key, "precious"]).await.unwrap();
-        let refused = leases.acquire(&acme(), "42").await.unwrap_err();
-        assert_eq!(refused.reason(), Reason::Unavailable, "{key}");
+        let rejected = leases.acquire(&acme(), "42").await.unwrap_err();
+        assert_eq!(rejected.reason(), Reason::Unavailable, "{key}");
         let failed = [leases.release(&acme(), "42").await, before.release().await];
         assert!(failed.contains(&LeaseStatus::Failed), "{key}");
         let left = server.command(&["LRANGE", key, "0", "-1"]).await.unwrap();
@@ -174,7 +174,7 @@ async fn what_is_not_ours_is_left_alone() {
 }
 
 #[tokio::test]
-async fn away_it_does_as_its_failure_mode_says() {
+async fn the_failure_mode_decides_leases_while_redis_is_unavailable() {
     let url = format!("redis://127.0.0.1:{}", free_port());
     for (mode, admits) in [
         (FailureMode::Open, 9),
@@ -193,19 +193,19 @@ async fn away_it_does_as_its_failure_mode_says() {
 }
 
 #[tokio::test]
-async fn what_was_not_sent_is_not_given_back() {
+async fn an_acquire_that_was_not_sent_needs_no_release() {
     let url = format!("redis://127.0.0.1:{}", free_port());
     let leases = Leases::new().store(store(&url).on_failure(FailureMode::Closed));
     for n in 0..9 {
         assert!(leases.acquire(&acme(), &n.to_string()).await.is_err());
     }
     let flushed = tokio::time::timeout(Duration::from_secs(5), leases.flush()).await;
-    assert!(flushed.is_ok(), "it waits for nobody");
+    assert!(flushed.is_ok(), "the flush does not wait");
 }
 
-/// A lease whose server dies is given back once it is there again, if it still knows it.
+/// A lease is released after its server returns, if the server still has it.
 #[tokio::test]
-async fn what_is_dropped_while_redis_stands_still_is_given_back() {
+async fn a_lease_that_is_dropped_while_redis_is_paused_is_released() {
     let server = Server::start().await;
     let leases = Leases::new()
         .name("jobs")
@@ -276,14 +276,14 @@ async fn a_job_is_started_in_one_process_and_finished_in_another() {
     assert_eq!(jobs.run(&["usage", "acme"]), "1 of 5");
     process.stdin.take().unwrap().write_all(b"\n").unwrap();
     assert!(process.wait().unwrap().success());
-    assert_eq!(jobs.run(&["usage", "acme"]), "1 of 5", "it is at work");
+    assert_eq!(jobs.run(&["usage", "acme"]), "1 of 5", "the job runs");
     assert_eq!(jobs.run(&["finish", "acme", "42"]), "Live");
     assert_eq!(jobs.run(&["usage", "acme"]), "0 of 5");
     assert_eq!(jobs.run(&["finish", "acme", "42"]), "Gone");
 }
 
 #[tokio::test]
-async fn a_dispatch_that_fails_and_a_process_that_is_killed_leave_nothing() {
+async fn a_failed_dispatch_and_a_killed_process_leave_no_lease() {
     let server = Server::start().await;
     let jobs = Jobs(&server);
     // Its input ends, so that its dispatch fails.

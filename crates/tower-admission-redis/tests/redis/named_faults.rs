@@ -1,4 +1,4 @@
-//! Slots that are known by id, and what can go wrong with them.
+//! Leases by id under faults.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ async fn an_acquire_that_arrives_after_its_release_takes_nothing() {
 
 /// Requests use up the bound on calls all the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_do_not_hold_up_heartbeats_and_releases() {
+async fn requests_do_not_delay_heartbeats_and_releases() {
     let server = Server::start().await;
     let leases = leases(server.store().max_in_flight(1));
     let lasting = leases.clone();
@@ -105,7 +105,7 @@ async fn requests_do_not_hold_up_heartbeats_and_releases() {
 }
 
 #[tokio::test]
-async fn a_heartbeat_leaves_alone_what_is_not_ours() {
+async fn a_heartbeat_does_not_overwrite_other_data() {
     let server = Server::start().await;
     let leases = leases(server.store());
     leases.acquire(&acme(), "42").await.unwrap().detach();
@@ -117,7 +117,7 @@ async fn a_heartbeat_leaves_alone_what_is_not_ours() {
 }
 
 #[tokio::test]
-async fn a_flush_does_not_wait_for_what_cannot_be_given_back() {
+async fn a_flush_does_not_wait_for_impossible_releases() {
     let server = Server::start().await;
     let leases = leases(server.store());
     let lease = leases.acquire(&acme(), "42").await.unwrap();
@@ -129,7 +129,7 @@ async fn a_flush_does_not_wait_for_what_cannot_be_given_back() {
 
 /// As by a Redis that evicts keys.
 #[tokio::test]
-async fn a_lease_whose_holder_is_lost_is_kept_alive_and_given_back() {
+async fn a_lease_whose_holder_was_evicted_can_be_extended_and_released() {
     let server = Server::start().await;
     let leases = leases(server.store());
     let lease = leases.acquire(&acme(), "42").await.unwrap();

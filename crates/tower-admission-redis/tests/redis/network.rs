@@ -1,4 +1,4 @@
-//! Networks and servers that half work: what is counted, and what is told of it.
+//! Networks and servers that work in part: counts and reports.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -29,7 +29,7 @@ const COUNTED: &str = "*3\r\n:1\r\n:8\r\n:1\r\n";
 
 /// Nothing fails but connections that have just begun.
 #[tokio::test]
-async fn a_server_that_closes_new_connections_has_a_line() {
+async fn a_server_that_closes_new_connections_is_logged() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -56,9 +56,9 @@ async fn a_server_that_closes_new_connections_has_a_line() {
     .await;
 }
 
-/// Whoever waits for a decision counts it, and nobody else does.
+/// Only a request that waits for a decision counts it.
 #[tokio::test]
-async fn a_slot_that_nobody_waits_for_is_no_decision() {
+async fn a_permit_without_a_waiting_request_is_no_decision() {
     let server = Server::start().await;
     let seen = Seen::default();
     let store = server
@@ -87,7 +87,7 @@ async fn a_slot_that_nobody_waits_for_is_no_decision() {
     assert_eq!(seen.decided(FailureMode::Closed), 0);
 }
 
-/// A call that waits for a connection has nobody who makes one, when the runtime of the supervisor ends.
+/// A call that waits for a connection starts a new supervisor when the runtime of the old one ends.
 async fn outlives_another_runtime(scheme: &str) {
     let asked = Arc::new(AtomicU32::new(0));
     let port = Arc::<OnceLock<u16>>::default();
@@ -140,7 +140,7 @@ async fn a_call_that_waits_for_a_connection_outlives_the_runtime_that_makes_it()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_are_nonsense_end_in_the_failure_mode() {
+async fn invalid_answers_leave_decisions_to_the_failure_mode() {
     use FailureKind::{Disconnected, Other, Timeout, WrongData};
     let nested = "*1\r\n".repeat(100_000);
     for (answer, kind) in [
@@ -189,9 +189,9 @@ async fn connections(server: &Server) -> usize {
         .count()
 }
 
-/// Requests that give up at any point, while connections are closed.
+/// Requests that are dropped at any point, while connections are closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn storms_leave_one_connection_for_each_store() {
+async fn a_storm_of_requests_leaves_one_connection_for_each_store() {
     let server = Server::start().await;
     let store = server.store().deadline(Duration::from_millis(1));
     let modes = [
@@ -229,9 +229,9 @@ async fn storms_leave_one_connection_for_each_store() {
     until("all are closed", async || connections(&server).await == 0).await;
 }
 
-/// The map says otherwise, and is asked for at once.
+/// The map differs, and is requested at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_is_sent_to_nowhere_is_an_outage_of_its_slot_for_a_moment() {
+async fn a_redirection_to_an_unreachable_server_is_a_short_outage_of_its_slot() {
     // Takes connections, and nothing more.
     let hangs = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let hangs = hangs.local_addr().unwrap().to_string();
@@ -266,7 +266,7 @@ async fn a_call_that_is_sent_to_nowhere_is_an_outage_of_its_slot_for_a_moment() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn maps_that_are_nonsense_end_in_the_failure_mode() {
+async fn invalid_maps_leave_decisions_to_the_failure_mode() {
     let of = |first: u32, last: u32, host: &str, port: u32| {
         let length = host.len();
         format!("*3\r\n:{first}\r\n:{last}\r\n*2\r\n${length}\r\n{host}\r\n:{port}\r\n")

@@ -1,4 +1,4 @@
-//! What a ping finds that no decision could be made with.
+//! Errors that a ping finds.
 
 use tower_admission::store::{FailureKind, StoreError};
 use tower_admission_redis::RedisStore;
@@ -23,26 +23,26 @@ async fn as_user(rules: &[&str]) -> (Server, RedisStore) {
 }
 
 #[tokio::test]
-async fn a_user_without_scripts() {
+async fn a_ping_fails_if_scripts_are_denied() {
     let (_server, store) = as_user(&["~*", "+get", "+set", "+time"]).await;
     refused(&store, FailureKind::Denied, "evalsha").await;
 }
 
 #[tokio::test]
-async fn a_user_without_a_command_of_the_script() {
+async fn a_ping_fails_if_a_command_of_the_script_is_denied() {
     let (_server, store) = as_user(&["~*", "+evalsha", "+eval", "+get", "+time"]).await;
     refused(&store, FailureKind::Denied, "").await;
 }
 
 #[tokio::test]
-async fn a_pattern_that_does_not_match_the_prefix() {
+async fn a_ping_fails_if_the_key_pattern_excludes_the_prefix() {
     let (_server, store) = as_user(&["~gateway:*", "+@all"]).await;
     refused(&store, FailureKind::Denied, "").await;
     store.prefix("gateway").ping().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_replica() {
+async fn a_ping_of_a_replica_fails() {
     let primary = Server::start().await;
     let port = primary.port.to_string();
     let replica = Server::start_with(&["--replicaof", "127.0.0.1", &port]).await;
@@ -50,7 +50,7 @@ async fn a_replica() {
 }
 
 #[tokio::test]
-async fn a_server_of_a_cluster() {
+async fn a_ping_of_a_cluster_node_by_a_single_url_fails() {
     let cluster = Cluster::start().await;
     for node in &cluster.nodes {
         let cause = "use redis+cluster://";
@@ -60,7 +60,7 @@ async fn a_server_of_a_cluster() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_no_cluster() {
+async fn a_ping_of_a_single_server_by_a_cluster_url_fails() {
     let server = Server::start().await;
     let url = format!("redis+cluster://127.0.0.1:{}", server.port);
     let error = refused(&store(&url), FailureKind::Configuration, "use redis://").await;
@@ -68,7 +68,7 @@ async fn a_server_that_is_no_cluster() {
 }
 
 #[tokio::test]
-async fn a_cluster_without_one_of_its_masters() {
+async fn a_ping_fails_without_one_of_the_masters() {
     let mut cluster = Cluster::start().await;
     cluster.nodes[1].kill();
     let port = cluster.nodes[1].port.to_string();
@@ -82,7 +82,7 @@ async fn a_cluster_without_one_of_its_masters() {
 }
 
 #[tokio::test]
-async fn a_sentinel() {
+async fn a_ping_of_a_sentinel_fails() {
     let server = Server::start().await;
     let sentinels = Sentinels::start(server.port, "secret");
     until("a Sentinel answers", async || {
@@ -95,7 +95,7 @@ async fn a_sentinel() {
 }
 
 #[tokio::test]
-async fn a_ping_leaves_nothing_behind() {
+async fn a_ping_leaves_no_key() {
     let server = Server::start().await;
     server.store().ping().await.unwrap();
     until("no key is left", async || server.keys().await.is_empty()).await;

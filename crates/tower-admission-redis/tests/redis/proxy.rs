@@ -1,4 +1,4 @@
-//! A proxy in front of Redis that fails as networks do.
+//! A proxy in front of Redis that fails like a network.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};

@@ -16,7 +16,7 @@ fn alice() -> [Charge; 1] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn long_passes_the_suite() {
+async fn long_a_server_passes_the_suite_for_rates() {
     let server = Server::start().await;
     tower_admission_testkit::rate_store(&server.store(), tokio::time::sleep).await;
 }
@@ -35,7 +35,7 @@ async fn replicas_share_a_limit() {
 }
 
 #[tokio::test]
-async fn a_restarted_service_goes_on_where_it_was() {
+async fn a_restarted_service_continues_to_count() {
     let server = Server::start().await;
     let policy = [Policy::new("calls", Quota::per_hour(2))];
     for admitted in [true, true, false] {
@@ -45,7 +45,7 @@ async fn a_restarted_service_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn what_is_spent_stays_spent_when_the_quota_changes() {
+async fn spent_requests_stay_spent_when_the_quota_changes() {
     let server = Server::start().await;
     let open = |quota| server.store().open(&[Policy::new("calls", quota)]);
     assert!(
@@ -83,7 +83,7 @@ async fn keys_expire_when_their_buckets_are_full() {
 }
 
 #[tokio::test]
-async fn a_refusal_writes_nothing() {
+async fn a_rejection_writes_nothing() {
     let server = Server::start().await;
     let policy = Policy::new("a", Quota::per_hour(5)).and("b", Quota::per_hour(1));
     let buckets = server.store().open(&[policy]);
@@ -92,7 +92,7 @@ async fn a_refusal_writes_nothing() {
 }
 
 #[tokio::test]
-async fn quotas_at_both_ends_are_counted_exactly() {
+async fn the_smallest_and_the_largest_quotas_count_exactly() {
     let server = Server::start().await;
     let century = Duration::from_secs(99 * 365 * 24 * 3600);
     for (name, quota, burst) in [
@@ -116,7 +116,7 @@ async fn quotas_at_both_ends_are_counted_exactly() {
 }
 
 #[tokio::test]
-async fn a_clock_that_stepped_back_locks_nobody_out() {
+async fn a_clock_step_back_blocks_no_key() {
     let server = Server::start().await;
     let buckets = server
         .store()
@@ -142,7 +142,7 @@ async fn a_clock_that_stepped_back_locks_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_denied_costs_no_calls() {
+async fn a_rejected_key_costs_no_further_calls() {
     let server = Server::start().await;
     let buckets = server
         .store()
@@ -188,7 +188,7 @@ async fn a_limiter_by_hand_awaits_its_decisions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_storm_of_cancelled_calls_leaves_the_store_well() {
+async fn a_storm_of_cancelled_calls_does_not_affect_the_store() {
     let server = Server::start().await;
     let store = server.store().max_in_flight(64);
     let buckets = store.open(&[Policy::new("calls", Quota::per_hour(1_000_000))]);
@@ -220,7 +220,7 @@ async fn a_storm_of_cancelled_calls_leaves_the_store_well() {
 }
 
 #[tokio::test]
-async fn what_a_window_counted_stays_counted_when_its_quota_changes() {
+async fn requests_in_a_window_stay_counted_when_its_quota_changes() {
     let server = Server::start().await;
     let open = |quota: Quota| server.store().open(&[Policy::new("calls", quota)]);
     let left = async |quota| open(quota).peek(&alice(), 0).await.remaining().unwrap();
@@ -243,7 +243,7 @@ async fn what_a_window_counted_stays_counted_when_its_quota_changes() {
 
 /// The age of what a window counted is known to a sub-window, and these differ by a thousandfold.
 #[tokio::test]
-async fn what_a_window_just_counted_is_young_after_its_period_was_shortened() {
+async fn recent_requests_in_a_window_stay_recent_when_its_period_is_shortened() {
     let server = Server::start().await;
     let open = |quota: Quota| server.store().open(&[Policy::new("calls", quota)]);
     let daily = open(Quota::per_day(60).sliding());
@@ -264,7 +264,7 @@ async fn what_a_window_just_counted_is_young_after_its_period_was_shortened() {
 
 /// While a deployment replaces a bucket by a window, each kind of replica keeps to its own.
 #[tokio::test]
-async fn a_bucket_and_a_window_of_one_name_leave_each_other_alone() {
+async fn a_bucket_and_a_window_with_one_name_count_separately() {
     let server = Server::start().await;
     let quota = Quota::per_hour(10);
     for [old, new] in [[quota, quota.sliding()], [quota.sliding(), quota]] {
@@ -282,7 +282,7 @@ async fn a_bucket_and_a_window_of_one_name_leave_each_other_alone() {
 
 /// A quota may be switched on and off; nobody else's usage changes.
 #[tokio::test]
-async fn a_quota_that_is_off_keeps_its_part() {
+async fn a_quota_that_is_off_keeps_its_stored_part() {
     let server = Server::start().await;
     let open = |second: Quota| {
         let policy = Policy::new("a", Quota::per_hour(10)).and("b", second);
@@ -299,7 +299,7 @@ async fn a_quota_that_is_off_keeps_its_part() {
 }
 
 #[tokio::test]
-async fn limiters_of_a_store_that_is_configured_twice_are_apart() {
+async fn limiters_of_differently_configured_clones_have_different_names() {
     let server = Server::start().await;
     let store = server.store();
     let limiters = [FailureMode::Closed, FailureMode::Open].map(|mode| {
@@ -318,7 +318,7 @@ async fn limiters_of_a_store_that_is_configured_twice_are_apart() {
 
 /// A refund that is on its way while the same key is denied.
 #[tokio::test]
-async fn a_denial_does_not_outlive_a_refund() {
+async fn a_cached_rejection_does_not_outlive_a_refund() {
     let server = Server::start().await;
     let policy = [Policy::new("calls", Quota::per_hour(1))];
     let buckets = server.store().open(&policy);
@@ -330,7 +330,7 @@ async fn a_denial_does_not_outlive_a_refund() {
 }
 
 #[tokio::test]
-async fn the_longest_times_can_be_set() {
+async fn the_longest_settings_do_not_overflow() {
     let server = Server::start().await;
     for longest in [Duration::MAX, Duration::from_secs(u64::MAX / 2 + 1)] {
         let store = server.store().deadline(longest).lease_ttl(longest);

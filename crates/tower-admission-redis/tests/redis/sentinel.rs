@@ -1,4 +1,4 @@
-//! A master and its replicas, looked after by Sentinels.
+//! A master and its replicas behind Sentinel.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -166,7 +166,7 @@ async fn is_master(server: &Server) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sentinels_that_name_no_master_are_an_error_that_says_why() {
+async fn an_error_explains_why_sentinels_name_no_master() {
     let master = Server::start().await;
     let sentinels = Sentinels::start(master.port, "watch");
     until("a Sentinel answers", async || {
@@ -199,7 +199,7 @@ async fn sentinels_that_name_no_master_are_an_error_that_says_why() {
 
 #[cfg(feature = "tls")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sentinels_and_servers_are_asked_over_tls() {
+async fn sentinels_and_servers_are_reached_over_tls() {
     let authority = super::certificates::Authority::new();
     let identity = authority.issue("server", |_| {});
     let (_master, port) = authority.serve(&identity, "no").await;

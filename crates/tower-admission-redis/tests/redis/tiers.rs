@@ -1,4 +1,4 @@
-//! Tiers, counted in Redis.
+//! Tiers in Redis.
 
 use tower_admission::store::{Charge, FailureMode, RateStore, Reply};
 use tower_admission::{
@@ -27,7 +27,7 @@ fn from_cache(limiter: &RateLimiter) -> bool {
 }
 
 #[tokio::test]
-async fn each_tier_counts_apart() {
+async fn each_tier_has_its_own_buckets() {
     let server = Server::start().await;
     let policy = free_and_pro().tier("a b", "default=2/h");
     let limiter = RateLimiter::with_store(policy, &server.store());
@@ -63,7 +63,7 @@ async fn each_tier_counts_apart() {
 }
 
 #[tokio::test]
-async fn replicas_agree_in_each_tier() {
+async fn replicas_share_each_tier() {
     let server = Server::start().await;
     let [one, other] = [(); 2].map(|()| RateLimiter::with_store(free_and_pro(), &server.store()));
     let [one_pro, other_pro] = [&one, &other].map(|limiter| limiter.tier("pro").unwrap());
@@ -79,7 +79,7 @@ async fn replicas_agree_in_each_tier() {
 }
 
 #[tokio::test]
-async fn adding_a_tier_changes_nobodys_usage() {
+async fn a_new_tier_changes_no_usage() {
     let server = Server::start().await;
     let limits = Limits::new();
     let plain = RateLimiter::with_limits(quota("3/h"), &server.store(), &limits);
@@ -142,7 +142,7 @@ async fn overrides_and_changes_count_in_each_tier() {
 
 /// A quota that denies everything for a while keeps what its key has used, be it of a bucket or a window.
 #[tokio::test]
-async fn a_denial_is_none_of_what_is_stored() {
+async fn a_rejection_in_a_tier_is_not_stored() {
     let server = Server::start().await;
     for kind in ["", " sliding"] {
         let tiered = |free: &str, pro: &str| {
@@ -190,7 +190,7 @@ async fn a_denial_is_none_of_what_is_stored() {
 
 /// A quota without an algorithm of its own has that of the tier, and replicas of both leave each other alone.
 #[tokio::test]
-async fn a_window_and_a_bucket_of_one_tier_leave_each_other_alone() {
+async fn a_window_and_a_bucket_of_one_tier_count_separately() {
     let server = Server::start().await;
     let store = server.store().on_failure(FailureMode::Closed);
     let pro = |tier: &str| {
@@ -212,7 +212,7 @@ async fn a_window_and_a_bucket_of_one_tier_leave_each_other_alone() {
 
 /// A tier keeps its algorithm while the default has none.
 #[tokio::test]
-async fn what_a_tier_used_stays_used_while_the_default_is_off() {
+async fn the_usage_of_a_tier_stays_while_the_default_is_off() {
     let server = Server::start().await;
     let limits = Limits::new().tier("pro", "calls=10/h");
     let calls = |text: &str| Policy::new("calls", quota(text));
@@ -237,7 +237,7 @@ async fn what_a_tier_used_stays_used_while_the_default_is_off() {
 }
 
 #[tokio::test]
-async fn the_order_in_which_a_layer_is_built_gives_it_no_other_name() {
+async fn the_order_of_setters_does_not_change_the_name() {
     let server = Server::start().await;
     let by_user = |_: RequestHead<'_>| Some(acme()[0]);
     let layer = RateLimitLayer::by(by_user, free_and_pro()).tier_by(|_| Some("pro"));
@@ -310,7 +310,7 @@ async fn a_stored_tier_reaches_every_replica() {
 
 /// What a request is charged to is known before its denial is: by the override that was in force.
 #[tokio::test]
-async fn a_denial_by_one_override_says_nothing_of_another() {
+async fn a_cached_rejection_applies_only_to_its_override() {
     let server = Server::start().await;
     let limits = Limits::new();
     let limiter = RateLimiter::with_limits(quota("3/h"), &server.store(), &limits);
@@ -331,7 +331,7 @@ async fn a_denial_by_one_override_says_nothing_of_another() {
 
 /// Nothing is asked of Redis about what is not limited.
 #[tokio::test]
-async fn what_is_off_is_off_however_the_store_fails() {
+async fn a_quota_that_is_off_stays_off_in_every_failure_mode() {
     let closed = store("redis://127.0.0.1:1").on_failure(FailureMode::Closed);
     let limits = Limits::new();
     let policy = Policy::from(quota("4/h")).tier("staff", Quota::off());
@@ -491,7 +491,7 @@ async fn a_tool_sees_every_tier() {
 }
 
 #[tokio::test]
-async fn a_tool_sees_windows_that_deny_everything_for_now() {
+async fn a_tool_sees_a_window_with_deny_all() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store()).tier("pro", "10/h sliding");
     let policy = |text: &str| Policy::new("free", quota(text));
@@ -556,7 +556,7 @@ async fn a_tool_sees_a_tier_whose_default_has_another_algorithm() {
 }
 
 #[tokio::test]
-async fn a_tool_does_not_leave_out_a_tier_that_it_cannot_ask_about() {
+async fn a_tool_fails_if_it_cannot_read_a_tier() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
     let policy = Policy::new("free", quota("3/h")).tier("pro", quota("10/h"));

@@ -1,4 +1,4 @@
-//! TLS, with certificates that the tests make.
+//! TLS with certificates that the tests create.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -39,7 +39,7 @@ async fn decides(store: &RedisStore, name: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn decisions_are_made_over_tls() {
+async fn a_decision_is_made_over_tls() {
     let authority = Authority::new();
     let (_server, port) = authority
         .serve(&authority.issue("server", |_| {}), "no")
@@ -59,7 +59,7 @@ async fn decisions_are_made_over_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_is_not_trusted_for_a_reason() {
+async fn an_untrusted_server_is_rejected_with_the_reason() {
     let authority = Authority::new();
     let (_server, port) = authority
         .serve(&authority.issue("server", |_| {}), "no")
@@ -86,7 +86,7 @@ async fn a_server_is_not_trusted_for_a_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_is_given_stands_for_the_address() {
+async fn a_configured_server_name_replaces_the_address() {
     let authority = Authority::new();
     let identity = authority.issue("named", |params| {
         params.subject_alt_names = vec![rcgen::SanType::DnsName(
@@ -100,7 +100,7 @@ async fn a_name_that_is_given_stands_for_the_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_asks_for_a_certificate() {
+async fn a_server_gets_the_client_certificate() {
     let authority = Authority::new();
     let (_server, port) = authority
         .serve(&authority.issue("server", |_| {}), "yes")
@@ -128,7 +128,7 @@ async fn a_server_asks_for_a_certificate() {
 
 /// Redis waits for the end of a line, and says nothing to one that is TLS.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_port_without_tls_is_suspected() {
+async fn a_timeout_on_a_port_without_tls_suggests_the_cause() {
     let server = Server::start().await;
     for scheme in ["rediss", "rediss+cluster", "rediss+sentinel"] {
         let url = format!("{scheme}://127.0.0.1:{}", server.port);
@@ -228,7 +228,7 @@ impl SecureRandom for Counting {
 
 // On one thread, as its runtime is.
 #[tokio::test]
-async fn an_application_installs_its_crypto_provider_before_or_after() {
+async fn an_application_can_install_its_crypto_provider_before_or_after() {
     let authority = Authority::new();
     let identity = authority.issue("server", |_| {});
     let (_server, port) = authority.serve(&identity, "no").await;

@@ -33,7 +33,7 @@ const sum = (counts) => counts.reduce((total, count) => total + count, 0);
 
 // The counts of all replicas, up to the last second that all answering replicas have reported.
 function series() {
-  const edge = Math.min(...live().map((replica) => replica.edge));
+  const edge = Math.min(...answeringReplicas().map((replica) => replica.edge));
   const all = new Map();
   for (const replica of replicas.values()) {
     for (const [id, { limiter, ...counts }] of replica.counts) {

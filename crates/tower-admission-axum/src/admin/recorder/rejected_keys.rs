@@ -94,7 +94,7 @@ impl RejectedKeys {
         let mut keys = {
             let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             spans.turn(second);
-            spans.told()
+            spans.counts()
         };
         // Ties have a fixed order.
         keys.sort_by(|one, two| {
@@ -118,23 +118,23 @@ impl CountSpans {
         }
     }
 
-    fn told(&self) -> Vec<RejectedKey> {
-        let mut told: Vec<RejectedKey> = Vec::with_capacity(2 * MAX_KEYS);
+    fn counts(&self) -> Vec<RejectedKey> {
+        let mut counts: Vec<RejectedKey> = Vec::with_capacity(2 * MAX_KEYS);
         for count in self.now.counts.iter().chain(&self.before.counts) {
             let own = count.count - count.others;
-            match told
+            match counts
                 .iter_mut()
-                .find(|told| count.is_of(&told.key, &told.source))
+                .find(|found| count.is_of(&found.key, &found.source))
             {
-                Some(told) => told.count += own,
-                None => told.push(RejectedKey {
+                Some(found) => found.count += own,
+                None => counts.push(RejectedKey {
                     key: count.key,
                     source: count.source.clone(),
                     count: own,
                 }),
             }
         }
-        told
+        counts
     }
 }
 

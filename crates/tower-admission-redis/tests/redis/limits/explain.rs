@@ -1,4 +1,4 @@
-//! A service and a tool explain the same, and it is what the next request gets.
+//! A service and a tool explain the same, and the next request confirms it.
 
 use tower_admission::{
     ByToken, ConcurrencyLimitLayer, CountedIn, LimitExplanation, LimitSource, LimitVerdict, Limits,
@@ -8,7 +8,7 @@ use tower_admission::{
 use super::{acme, name, set};
 use crate::server::{Server, until};
 
-/// What is explained of acme, without what a tool cannot know: when a client is told to come back for a permit.
+/// The explanation for acme, without the part that a tool cannot know: when a client may retry for a permit.
 fn shown(explained: Vec<LimitExplanation>) -> Vec<String> {
     let explained = explained.into_iter().map(|limit| {
         let verdict = match limit.verdict {
@@ -27,7 +27,7 @@ fn shown(explained: Vec<LimitExplanation>) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_tool_explains_what_the_service_does() {
+async fn a_tool_and_a_service_explain_the_same() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store()).tier("pro", "calls=4/h, jobs=2 concurrent");
     let policy =
@@ -92,7 +92,7 @@ async fn a_tool_explains_what_the_service_does() {
 }
 
 #[tokio::test]
-async fn a_store_that_does_not_answer_is_no_verdict() {
+async fn an_unavailable_store_gives_no_verdict() {
     let mut server = Server::start().await;
     let limits = Limits::in_store(&server.store());
     let service = server.store();

@@ -1,4 +1,4 @@
-//! Limits in Redis that somebody else wrote to, or that lost something.
+//! Overrides in Redis that another program changed, or that lost data.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::server::{Server, until};
 const LIMITS: &str = "{admission:limits}:of";
 const CHANGES: &str = "{admission:limits}:changes";
 
-/// Nobody's decisions suffer from one entry that cannot be read, and the others are read.
+/// One unreadable entry does not affect decisions, and the others are read.
 #[tokio::test]
-async fn an_entry_that_is_no_text_is_passed_over() {
+async fn an_entry_that_is_not_utf8_is_skipped() {
     let bytes = &b"\xff\xfe"[..];
     for (write, key, words) in [
         ("HSET", LIMITS, [&b"org:\xff\xfe"[..], b"5/h"]),
@@ -56,7 +56,7 @@ async fn an_entry_that_is_no_text_is_passed_over() {
 
 /// A failover lost the last write, and the next one has its version.
 #[tokio::test]
-async fn a_version_that_comes_again_is_noticed() {
+async fn a_repeated_version_is_noticed() {
     let server = Server::start().await;
     let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
     set(&here, "5/h").await;
@@ -88,7 +88,7 @@ async fn a_version_that_comes_again_is_noticed() {
 
 /// Redis loses what was set while a replica read for the first time.
 #[tokio::test]
-async fn what_is_lost_while_all_is_read_is_kept() {
+async fn an_override_that_is_lost_during_a_full_read_is_kept() {
     let server = Server::start().await;
     let replica = async |n: usize| {
         let prefix = format!("app{n}");

@@ -1,4 +1,4 @@
-//! What a replica hears of changes that other processes made, and of what is no longer in Redis.
+//! Reports of changes that other processes made, and of vanished overrides.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -165,7 +165,7 @@ async fn begin_and_drop(limits: &Limits, server: &Server, version: &str) {
 }
 
 #[tokio::test]
-async fn a_failover_is_seen_by_all_though_the_change_that_finds_it_is_not_finished() {
+async fn all_replicas_notice_a_failover_when_the_change_that_finds_it_is_dropped() {
     let server = Server::start().await;
     let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
     set(&here, "5/h").await;
@@ -225,7 +225,7 @@ async fn an_accepted_loss_is_in_the_audit_trail_and_in_the_log_of_each_replica()
     let before = changes[1].before.as_ref().unwrap();
     assert_eq!(before.limit().to_string(), "25/h");
     let lines = log.take();
-    let dropped = |line: &&String| line.contains("as an operator accepted the loss");
+    let dropped = |line: &&String| line.contains("because an operator accepted the loss");
     let dropped: Vec<_> = lines.iter().filter(dropped).collect();
     assert_eq!(dropped.len(), 2, "{lines:?}");
     for line in dropped {
@@ -259,7 +259,7 @@ async fn an_override_that_vanishes_without_a_loss_is_logged() {
     limits.clear_caches().await.unwrap();
     assert_eq!((limits.len(), limits.lost()), (0, 0));
     let lines = log.take();
-    let gone = |line: &&String| line.contains("gone from the store");
+    let gone = |line: &&String| line.contains("missing from the store");
     let gone: Vec<_> = lines.iter().filter(gone).collect();
     assert!(
         gone.iter().any(|line| line.contains("first=\"org:acme\"")),
@@ -272,7 +272,7 @@ async fn an_override_that_vanishes_without_a_loss_is_logged() {
 }
 
 #[tokio::test]
-async fn an_override_that_cannot_be_read_leaves_the_one_before_and_is_not_replaced_unseen() {
+async fn an_unreadable_override_keeps_the_previous_one_in_force() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = metrics::set_default_local_recorder(&recorder);
@@ -307,7 +307,8 @@ async fn an_override_that_cannot_be_read_leaves_the_one_before_and_is_not_replac
     );
     assert_eq!(limits.get_override(&acme).as_ref(), Some(&seen));
     let lines = log.take();
-    let warned = |line: &&String| line.starts_with("WARN") && line.contains("cannot be read");
+    let warned =
+        |line: &&String| line.starts_with("WARN") && line.contains("cannot read an override");
     assert_eq!(lines.iter().filter(warned).count(), 2, "{lines:?}");
 
     for expected in [Some(&seen), None] {
@@ -355,7 +356,7 @@ async fn a_change_that_the_journal_lost_is_read() {
 }
 
 #[tokio::test]
-async fn a_process_that_has_just_started_deletes_by_any_name_of_the_key() {
+async fn a_new_process_deletes_an_override_by_any_name_of_the_key() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
     set(&limits, "5/h").await;
@@ -368,7 +369,7 @@ async fn a_process_that_has_just_started_deletes_by_any_name_of_the_key() {
 
 /// During an upgrade a newer version sets overrides that this one cannot read.
 #[tokio::test]
-async fn a_change_to_what_cannot_be_read_is_no_deletion() {
+async fn a_change_to_an_unreadable_override_is_no_deletion() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = metrics::set_default_local_recorder(&recorder);

@@ -1,4 +1,4 @@
-//! Overrides that Redis lost: replicas keep them until an operator accepts that.
+//! Overrides that Redis lost: replicas keep them until an operator accepts the loss.
 
 use tower_admission::{Limits, LimitsError, Override};
 
@@ -73,7 +73,7 @@ async fn a_replica_keeps_what_redis_lost_until_an_operator_accepts_the_loss() {
 }
 
 #[tokio::test]
-async fn what_was_lost_before_it_was_read_is_kept() {
+async fn an_override_that_was_lost_before_a_read_is_kept() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
     limits.refresh().await.unwrap();
@@ -90,7 +90,7 @@ async fn what_was_lost_before_it_was_read_is_kept() {
 
 /// A store that evicts keys may evict the table and keep the rest, or the rest and keep the table.
 #[tokio::test]
-async fn a_part_that_is_evicted_takes_no_override_away() {
+async fn an_evicted_key_removes_no_override() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
     set(&limits, "org:acme", "5/h").await;
@@ -156,7 +156,7 @@ async fn writes_that_a_failover_lost_are_kept() {
 }
 
 #[tokio::test]
-async fn an_override_that_is_deleted_while_it_is_lost_is_gone_in_all_replicas() {
+async fn a_lost_override_can_be_deleted_in_all_replicas() {
     let server = Server::start().await;
     let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
     set(&here, "ip:192.0.2.1", "deny all").await;

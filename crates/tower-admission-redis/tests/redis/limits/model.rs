@@ -1,6 +1,6 @@
-//! The script for rates against a naive model, when replicas go by different quotas, some of which are off.
+//! The script for rates, compared with a naive model, when replicas use different quotas, some of which are off.
 //!
-//! The script is given the time, so that what it says of times is known to the microsecond.
+//! The test passes the time to the script, so the times in answers are exact to the microsecond.
 
 use proptest::prelude::*;
 use redis::aio::MultiplexedConnection;
@@ -46,7 +46,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..20)
 }
 
-/// What is owed, in the time of the quota by which it was charged last.
+/// The debt, in the interval of the quota that charged it last.
 #[derive(Clone, Copy, Default)]
 struct Model {
     interval: u64,
@@ -161,7 +161,7 @@ async fn run(script: &mut Script, steps: &[Step]) -> Result<(), TestCaseError> {
 }
 
 #[test]
-fn buckets_are_what_a_naive_model_says_whatever_quota_replicas_go_by() {
+fn buckets_match_a_naive_model_with_different_quotas_in_replicas() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

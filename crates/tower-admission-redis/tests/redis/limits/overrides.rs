@@ -23,7 +23,7 @@ async fn last_changes(limits: &Limits) -> Vec<LimitChange> {
 }
 
 #[tokio::test]
-async fn all_that_is_noted_reaches_the_other_replicas() {
+async fn the_end_the_note_and_the_author_reach_other_replicas() {
     let server = Server::start().await;
     let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
     let acme = name("org:acme");
@@ -59,7 +59,7 @@ async fn all_that_is_noted_reaches_the_other_replicas() {
 }
 
 #[tokio::test]
-async fn an_override_that_lasts_ends_by_the_clock_of_redis() {
+async fn an_override_with_a_duration_ends_by_the_clock_of_redis() {
     let server = Server::start().await;
     // The clock of this replica is decades behind.
     let limits = with_clock(server.store(), TestClock::default());
@@ -106,7 +106,7 @@ async fn the_audit_trail_keeps_the_last_changes() {
 }
 
 #[tokio::test]
-async fn of_two_operators_with_one_condition_one_makes_the_change() {
+async fn one_of_two_operators_with_the_same_condition_succeeds() {
     let server = Server::start().await;
     let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
     let acme = name("org:acme");
@@ -137,7 +137,7 @@ async fn of_two_operators_with_one_condition_one_makes_the_change() {
 
 /// As a person may write it.
 #[tokio::test]
-async fn a_condition_knows_an_override_that_is_written_otherwise() {
+async fn a_condition_matches_an_override_in_another_notation() {
     let server = Server::start().await;
     let table = "{admission:limits}:of";
     let written = "  20/h \nauthor: anna";
@@ -179,7 +179,7 @@ async fn an_override_that_has_ended_is_deleted_in_the_store_once() {
 
 /// Ends are by the clock of Redis, and this replica's is an hour ahead.
 #[tokio::test]
-async fn a_clock_that_is_ahead_for_a_moment_ends_nothing_for_good() {
+async fn a_clock_that_is_briefly_ahead_deletes_no_override() {
     let server = Server::start().await;
     let log = Log::default();
     let _logging = log.collect();

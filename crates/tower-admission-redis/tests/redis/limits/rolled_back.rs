@@ -1,4 +1,4 @@
-//! What Redis has after a failover, or gets back from a backup, is older than what replicas know.
+//! Data that is older than the replicas know, after a failover or from a backup.
 
 use tower_admission::Limits;
 
@@ -31,7 +31,7 @@ async fn lose_all(server: &Server) {
 }
 
 #[tokio::test]
-async fn an_acceptance_of_before_the_backup_accepts_no_loss() {
+async fn an_acceptance_in_a_backup_accepts_no_new_loss() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
     set(&limits, "org:a", "5/h").await;
@@ -54,7 +54,7 @@ async fn an_acceptance_of_before_the_backup_accepts_no_loss() {
 
 /// The clock of a new primary may be behind that of the last one.
 #[tokio::test]
-async fn a_loss_is_accepted_also_when_the_last_acceptance_is_of_the_future() {
+async fn a_loss_can_be_accepted_after_an_acceptance_with_a_future_time() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
     set(&limits, "org:a", "5/h").await;
@@ -75,7 +75,7 @@ async fn a_loss_is_accepted_also_when_the_last_acceptance_is_of_the_future() {
 
 /// One replica has read the store after a failover before it makes a change; the other one reads after that change.
 #[tokio::test]
-async fn the_first_change_after_a_failover_has_all_replicas_read_anew() {
+async fn the_first_change_after_a_failover_makes_all_replicas_read_everything() {
     let server = Server::start().await;
     let [here, there] = [(); 2].map(|()| Limits::in_store(&server.store()));
     for n in 0..3 {
@@ -109,7 +109,7 @@ async fn the_first_change_after_a_failover_has_all_replicas_read_anew() {
 
 /// A process that starts after the loss does not know that there was one.
 #[tokio::test]
-async fn a_deletion_that_begins_the_table_is_a_deletion() {
+async fn a_deletion_that_creates_the_table_reaches_all_replicas() {
     let server = Server::start().await;
     let limits = Limits::in_store(&server.store());
     set(&limits, "org:a", "deny all").await;

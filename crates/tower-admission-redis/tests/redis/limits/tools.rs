@@ -1,4 +1,4 @@
-//! What tools see of limiters that count in Redis.
+//! Limiters in Redis, as tools see them.
 
 use tower_admission::store::StoreStatus;
 use tower_admission::{
@@ -113,7 +113,7 @@ async fn a_tool_sees_what_services_count() {
 }
 
 #[tokio::test]
-async fn limiters_that_nobody_writes_down_are_forgotten_and_junk_is_passed_over() {
+async fn outdated_descriptions_expire_and_unreadable_ones_are_skipped() {
     let server = Server::start().await;
     let hash = "{admission:limits}:limiters";
     let mut connection = server.connection().await.unwrap();
@@ -156,13 +156,13 @@ async fn limiters_that_nobody_writes_down_are_forgotten_and_junk_is_passed_over(
     server.command(&["SET", hash, "junk"]).await.unwrap();
     let read = SharedLimiters::read(&tool, &server.store()).await;
     assert!(matches!(read, Err(LimitsError::Unavailable(_))), "{read:?}");
-    // The limits themselves are none the worse.
+    // The limits are unaffected.
     set(&limits, "25/h").await;
 }
 
 /// Leases are work of any replica, and a lease that another one holds is none of here.
 #[tokio::test]
-async fn leases_in_a_store_are_counted_there_and_here() {
+async fn leases_are_counted_in_the_store_and_in_the_process() {
     let server = Server::start().await;
     let replica = || {
         let store = server.store();

@@ -1,26 +1,25 @@
-//! Remembers which calls failed last, for the status of a store.
+//! The last failures of a store, for its status.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::failure::CallError;
+use super::call_error::CallError;
 use super::sync::lock;
 use std::sync::Mutex;
 use tower_admission::provider::since_epoch;
 use tower_admission::store::{FailureMode, StoreFailure, StoreStatus};
 
-/// How long the status stays `failing` after the last failure. A store that answers some calls and fails
-/// others (out of memory, too slow) has no outage that ends.
+/// How long the status stays `failing` after the last failure. A store that answers some calls and fails others (out of
+/// memory, too slow) has no outage with an end.
 const RECENT: Duration = Duration::from_secs(5);
 
 /// The failures of a store, from the first to the last of a series.
 ///
-/// Written only where a call failed. A writer that finds it locked leaves it to the other, which
-/// notes the same.
+/// Written only after a failure. A writer that finds it locked skips it, because the other writer records the same.
 #[derive(Default)]
-pub(super) struct Trouble(Mutex<Noted>);
+pub(super) struct RecentFailures(Mutex<Noted>);
 
 #[derive(Default)]
 struct Noted {
@@ -33,8 +32,8 @@ struct Series {
     last: Instant,
 }
 
-impl Trouble {
-    /// A call failed, or the failure mode decided about a request.
+impl RecentFailures {
+    /// Records that a call failed, or that the failure mode decided a request.
     pub(super) fn note(&self, error: Option<&CallError>) {
         let Ok(mut noted) = self.0.try_lock() else {
             return;
@@ -60,7 +59,7 @@ impl Trouble {
         }
     }
 
-    /// The status of a store whose outage, if there is one, began at this time.
+    /// The status of a store, given the start of its outage, if there is one.
     pub(super) fn status(&self, outage: Option<Instant>, failure_mode: FailureMode) -> StoreStatus {
         let now = Instant::now();
         let noted = lock(&self.0);
@@ -83,23 +82,23 @@ mod tests {
     use tower_admission::store::FailureKind;
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_is_shown_until_none_followed_for_a_while() {
-        let trouble = Trouble::default();
-        let failure = |outage| match trouble.status(outage, FailureMode::Closed) {
+    async fn a_failure_is_shown_until_no_other_follows_for_five_seconds() {
+        let recent_failures = RecentFailures::default();
+        let failure = |outage| match recent_failures.status(outage, FailureMode::Closed) {
             StoreStatus::Failing(failure) => Some(failure),
             _ => None,
         };
         assert_eq!(failure(None), None);
-        trouble.note(Some(&CallError::because(FailureKind::Timeout, "no answer")));
+        recent_failures.note(Some(&CallError::because(FailureKind::Timeout, "no answer")));
         let first = failure(None).unwrap();
         assert_eq!(first.failure_mode, FailureMode::Closed);
         assert_eq!(&*first.cause, "timeout: no answer");
         tokio::time::advance(RECENT - Duration::from_millis(1)).await;
-        trouble.note(None);
+        recent_failures.note(None);
         tokio::time::advance(RECENT - Duration::from_millis(1)).await;
         let series = failure(None).unwrap();
         assert_eq!(series.cause, first.cause);
-        // An outage goes on without calls.
+        // An outage continues without calls.
         let outage = Some(Instant::now());
         tokio::time::advance(RECENT).await;
         assert_eq!(failure(None), None);

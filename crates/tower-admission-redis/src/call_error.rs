@@ -1,4 +1,4 @@
-//! What can go wrong with Redis.
+//! Errors of calls to Redis, and their kinds.
 
 use std::any::Any;
 use std::fmt;
@@ -13,7 +13,7 @@ use tower_admission::store::{FailureKind, StoreError};
 
 /// The kind of failure of an error of the client library.
 pub(super) fn kind_of(error: &RedisError) -> FailureKind {
-    // Codes and words that the client has no kind for.
+    // Codes and messages that the client library does not classify.
     match error.code() {
         Some("OOM") => return FailureKind::OutOfMemory,
         Some("BUSY") => return FailureKind::Busy,
@@ -25,9 +25,8 @@ pub(super) fn kind_of(error: &RedisError) -> FailureKind {
             if detail.starts_with("unknown command") {
                 return FailureKind::Unsupported;
             }
-            // A script calls what this user may not, or reaches a key that it may not.
-            // Redis 6.2 writes the script's name before it, and Valkey has other words.
-            // The client drops the code when a database is selected.
+            // A script runs a command or accesses a key that this user may not. Redis 6.2 adds the name of the script
+            // before it, and Valkey words it differently. The client library drops the code when it selects a database.
             if detail.contains("The user executing the script can't")
                 || detail.starts_with("ACL failure in script")
                 || detail.contains("has no permissions to run the")
@@ -56,7 +55,7 @@ pub(super) fn kind_of(error: &RedisError) -> FailureKind {
             | ServerErrorKind::MasterDown
             | ServerErrorKind::TryAgain,
         ) => FailureKind::Busy,
-        // Only a client that takes the server for a single one lets these through.
+        // Only a client that expects a single server sees these.
         ErrorKind::Server(
             ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot,
         )
@@ -72,9 +71,9 @@ pub(super) fn kind_of(error: &RedisError) -> FailureKind {
     }
 }
 
-/// Whether TLS failed: its library's errors come out of the connection as invalid data.
+/// Whether TLS failed: errors of the TLS library are reported as invalid data.
 fn is_tls(error: &RedisError) -> bool {
-    // As the client holds it.
+    // The type in which the client library stores it.
     let source = std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
     let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
@@ -105,7 +104,7 @@ impl CallError {
         }
     }
 
-    /// The same, with the cause in our own words.
+    /// Creates an error with a message.
     pub(super) fn because(kind: FailureKind, detail: impl Into<Arc<str>>) -> Self {
         Self {
             detail: Some(detail.into()),
@@ -113,8 +112,8 @@ impl CallError {
         }
     }
 
-    /// An attempt to connect that took too long: a name that is not found, a network that drops
-    /// what is sent, or a server that stands still. Redis says nothing to TLS on a port without it.
+    /// The error for an attempt to connect that took too long: name resolution failed, the network drops packets, or
+    /// the server stands still. Redis does not answer TLS on a port without it.
     pub(super) fn not_connected(has_tls: bool) -> Self {
         let words = match has_tls {
             true => format!("no TLS connection within {CONNECT_WITHIN:?}: is it a port for TLS?"),
@@ -123,7 +122,7 @@ impl CallError {
         Self::because(FailureKind::Timeout, words)
     }
 
-    /// A call that was not made because the breaker is open, as of `cause`.
+    /// The error for a call that the open breaker rejects, with its cause.
     pub(super) fn breaker_open(cause: &Self) -> Self {
         let detail = match &cause.detail {
             Some(detail) => detail.clone(),
@@ -135,7 +134,7 @@ impl CallError {
         }
     }
 
-    /// A library panicked. `payload` is from `catch_unwind`, or from the `JoinError` of a task.
+    /// The error for a panic in a library. `payload` comes from `catch_unwind`, or from the `JoinError` of a task.
     pub(super) fn panicked(payload: Box<dyn Any + Send>) -> Self {
         let words = payload.downcast_ref::<String>().map(String::as_str);
         let words = words.or_else(|| payload.downcast_ref::<&str>().copied());
@@ -146,7 +145,7 @@ impl CallError {
         )
     }
 
-    /// Of the server at an address.
+    /// Adds the address of the server.
     pub(super) fn at(mut self, address: &Address) -> Self {
         let words = self.detail.as_deref().unwrap_or(self.kind.as_str());
         self.detail = Some(detail::bounded(&format!("{address}: {words}")).into());
@@ -162,7 +161,7 @@ impl CallError {
         self.was_sent
     }
 
-    /// Whether the server does not know a script yet.
+    /// Whether the server does not have the script in its cache.
     pub(super) fn is_no_script(&self) -> bool {
         self.is_no_script
     }
@@ -180,8 +179,8 @@ impl CallError {
     }
 }
 
-/// An error of the client library, which is no part of this crate's interface: so no `From`, which
-/// would be public.
+/// Converts errors of the client library. This is no `From`, because that would make the library part of the public
+/// interface.
 pub(super) trait ClientError {
     fn into_failure(self) -> CallError;
 }
@@ -196,8 +195,8 @@ impl ClientError for RedisError {
     }
 }
 
-/// An answer that arrived and is not what was asked for: the connection is none the worse. (Of an
-/// answer that cannot be told from the next one the client says so itself, in a [`RedisError`].)
+/// A complete answer of an unexpected type does not affect the connection. (An answer with an unclear end is a
+/// [`RedisError`] of the client library.)
 impl ClientError for ParsingError {
     fn into_failure(self) -> CallError {
         CallError {
@@ -207,7 +206,7 @@ impl ClientError for ParsingError {
     }
 }
 
-/// What was awaited from the operating system.
+/// An error of the operating system.
 impl ClientError for std::io::Error {
     fn into_failure(self) -> CallError {
         RedisError::from(self).into_failure()
@@ -247,25 +246,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_of_another_type_is_no_lost_connection() {
+    fn an_answer_of_another_type_does_not_end_the_connection() {
         let text = redis::Value::BulkString(b"\xff\xfe".to_vec());
         let error = redis::from_redis_value::<String>(text).unwrap_err();
         let error = error.into_failure();
         assert_eq!(error.kind(), FailureKind::WrongData);
         assert!(error.was_sent());
-        // Unlike bytes that are no answer.
+        // Invalid bytes end the connection.
         let garbled = redis::parse_redis_value(b"?\r\n").unwrap_err();
         assert_eq!(kind_of(&garbled), FailureKind::Disconnected);
     }
 
-    /// What the server says, as the client reads it.
+    /// An error line of the server, parsed by the client library.
     fn server(line: &str) -> CallError {
         let answer = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
         answer.extract_error().unwrap_err().into_failure()
     }
 
     #[test]
-    fn each_error_of_the_server_has_a_kind_and_its_words() {
+    fn each_error_of_the_server_has_a_kind_and_its_message() {
         use FailureKind::*;
         for (line, kind) in [
             ("NOAUTH Authentication required.", Denied),
@@ -341,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn one_server_that_is_part_of_a_cluster_is_named() {
+    fn an_error_of_a_cluster_node_names_the_right_url() {
         for line in [
             "MOVED 5474 127.0.0.1:7001",
             "ASK 5474 127.0.0.1:7001",
@@ -355,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_no_cluster_is_named() {
+    fn an_error_of_a_single_server_names_the_right_url() {
         let line = "ERR This instance has cluster support disabled";
         let error = server(line);
         assert_eq!(error.kind(), FailureKind::Configuration);
@@ -363,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_has_a_kind() {
+    fn an_error_of_tls_has_its_own_kind() {
         let untrusted = "invalid peer certificate: UnknownIssuer";
         let error = io::Error::new(io::ErrorKind::InvalidData, untrusted).into_failure();
         assert_eq!(error.kind(), FailureKind::Tls);
@@ -389,7 +388,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_has_its_words() {
+    async fn a_panic_becomes_an_error_with_its_message() {
         let words = async |panics: fn()| {
             let payload = tokio::spawn(async move { panics() }).await.unwrap_err();
             let error = CallError::panicked(payload.into_panic());
@@ -409,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_operating_system_are_no_errors_of_tls() {
+    fn an_error_of_the_operating_system_is_not_one_of_tls() {
         use std::io::ErrorKind;
 
         for (kind, failure) in [

@@ -1,14 +1,14 @@
-//! Requests to be decided, as the script takes them.
+//! Arguments of the script that decides requests.
 
 use redis::{RedisWrite, ToRedisArgs};
 use smallvec::SmallVec;
 
 use tower_admission::{Rule, provider::RuleKind};
 
-/// The rules by which one key is charged, in the order of its quotas.
+/// The rules that apply to one key, in the order of its quotas.
 pub(super) type KeyRules = SmallVec<[Rule; 2]>;
 
-/// What becomes of a cost.
+/// What a call does with a cost.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Take,
@@ -26,18 +26,18 @@ impl Mode {
     }
 }
 
-/// Requests in a row of one cost that charge the same keys.
+/// Consecutive requests of one cost that charge the same keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) cost: u32,
-    /// How many requests; at least 1.
+    /// The number of requests; at least 1.
     pub(super) count: u32,
-    /// Indexes of the call's keys, as many as the other runs have.
+    /// Indexes into the keys of the call; all runs of a call have the same number.
     pub(super) keys: SmallVec<[u16; 2]>,
 }
 
 impl Run {
-    /// One request that charges all `keys` keys of its call.
+    /// A run of one request that charges all `keys` keys of its call.
     pub(super) fn single(cost: u32, keys: usize) -> Self {
         let keys = 0..u16::try_from(keys).expect("a request has few keys");
         Self {
@@ -48,18 +48,18 @@ impl Run {
     }
 }
 
-/// What the script takes next to its keys.
+/// The arguments next to the keys.
 #[derive(Clone, Copy)]
 pub(super) struct Arguments<'a> {
     pub(super) mode: Mode,
-    /// For each key.
+    /// One for each key.
     pub(super) rules: &'a [KeyRules],
     /// In their order of arrival.
     pub(super) runs: &'a [Run],
 }
 
 impl Arguments<'_> {
-    /// How many keys each run names: none if all charge all keys.
+    /// The number of keys that each run names: none if all runs charge all keys.
     fn named(&self) -> usize {
         let all = |run: &Run| {
             let keys = run.keys.iter().map(|key| usize::from(*key));
@@ -98,7 +98,7 @@ impl ToRedisArgs for Arguments<'_> {
         for run in self.runs {
             out.write_arg_fmt(run.cost);
             out.write_arg_fmt(run.count);
-            // The script counts from 1.
+            // Lua counts from 1.
             for key in run.keys.iter().take(named) {
                 out.write_arg_fmt(u32::from(*key) + 1);
             }
@@ -114,8 +114,7 @@ fn letter(rule: &Rule) -> char {
     }
 }
 
-/// The interval of a bucket or the length of a sub-window, rounded up, so that no more is admitted than was
-/// promised.
+/// The interval of a bucket or the length of a sub-window. Rounded up, so that the limit is never exceeded.
 pub(super) fn micros_per_request(rule: &Rule) -> u64 {
     (rule.length().as_nanos() as u64).div_ceil(1_000)
 }
@@ -139,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn one_request_names_no_keys() {
+    fn a_single_request_names_no_keys() {
         let of_key = rules(&[Quota::per_second(10)]);
         let one = std::slice::from_ref(&of_key);
         assert_eq!(
@@ -157,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_that_charge_different_keys_name_them() {
+    fn runs_with_different_keys_name_their_keys() {
         let of_key = rules(&[Quota::per_second(10)]);
         let runs = [[0, 2], [1, 2]].map(|keys| Run {
             cost: 1,

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::failure::CallError;
+use super::call_error::CallError;
 use super::overrides::RedisOverrides;
 use tower_admission::store::overrides::LimiterDescription;
 
-/// How long a description is kept that no replica writes any more.
+/// How long a description is kept after the last write.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a lost count is kept: three times the interval at which a replica writes it.

@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::lease_share::HeldCountGuard;
-use super::leases::Leases;
+use super::Leases;
 use super::reaper::PendingRelease;
+use super::share::HeldCountGuard;
 use crate::store::{LeaseName, LeaseSlots, LeaseStatus, NamedLease};
 
 /// A slot of [`Leases`]. Dropping it releases the slot.

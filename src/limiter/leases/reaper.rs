@@ -218,13 +218,13 @@ impl ReleaseTask {
             if batch.is_empty() {
                 return;
             }
-            let asked = batch.len();
+            let batch_len = batch.len();
             let failed = self.release(batch).await;
             let failures = failed.len();
             lock(&shared.queue).finish_batch(self.number, failed);
             shared.changed.send_replace(());
             // A single release tests whether the store is available again.
-            size = if failures == asked { 1 } else { BATCH };
+            size = if failures == batch_len { 1 } else { BATCH };
             if failures > 0 {
                 sleep(RETRY).await;
             }

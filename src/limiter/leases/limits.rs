@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::lease_share::LeaseShare;
-use super::leases::{Leases, LeasesInner};
+use super::share::LeaseShare;
+use super::{Leases, LeasesInner};
 use crate::capacity::Capacity;
 use crate::key::Key;
 use crate::limit::Limit;
@@ -262,17 +262,17 @@ impl LimitTarget for LeaseTarget {
         let limit = override_limit.map_or_else(|| self.settings.per_tenant(), Capacity::at_most);
         let usage = self.usage_of(0, limit, is_override);
         let (is_shared, here) = (self.is_shared(), self.share.held(Some(&key)));
-        let asked = self.slots.usage(Some(&key));
+        let pending = self.slots.usage(Some(&key));
         Box::pin(async move {
             let usage = with_counts(
                 usage,
                 is_shared,
                 here,
-                asked.await.and_then(|used| used.key),
+                pending.await.and_then(|used| used.key),
             );
             // Report nothing for a key without a limit and without leases.
-            let told = usage.limit.is_some() || usage.used > 0;
-            told.then_some(usage).into_iter().collect()
+            let is_reported = usage.limit.is_some() || usage.used > 0;
+            is_reported.then_some(usage).into_iter().collect()
         })
     }
 
@@ -289,9 +289,9 @@ impl LimitTarget for LeaseTarget {
             counted_in: CountedIn::from_in_store(self.is_shared()),
         };
         let (per_tenant, total) = (self.settings.per_tenant(), self.settings.total());
-        let asked = self.slots.usage(Some(&key));
+        let pending = self.slots.usage(Some(&key));
         Box::pin(async move {
-            let used = asked.await;
+            let used = pending.await;
             let of_key = slots.explain_key(
                 0,
                 per_tenant,
@@ -306,9 +306,9 @@ impl LimitTarget for LeaseTarget {
     fn total(&self) -> BoxFuture<Option<LimitUsage>> {
         let usage = self.usage_of(0, self.settings.total(), false);
         let (is_shared, here) = (self.is_shared(), self.share.held(None));
-        let asked = self.slots.usage(None);
+        let pending = self.slots.usage(None);
         Box::pin(async move {
-            let counted = asked.await.map(|used| used.total);
+            let counted = pending.await.map(|used| used.total);
             Some(with_counts(usage, is_shared, here, counted))
         })
     }
