@@ -239,7 +239,7 @@ fn invalid_numbers_and_names_panic_at_the_callers_line() {
     panics_here!("the period is 0", Quota::new(1, std::time::Duration::ZERO));
     panics_here!("burst of 0", hour.burst(0));
     panics_here!(
-        "up to 4294967295",
+        "at most 4294967295",
         Quota::per_hour(u32::MAX).burst(1).sliding()
     );
     panics_here!(
