@@ -72,7 +72,7 @@ impl fmt::Display for LimitsError {
             Self::UnknownTier { tier, known } => {
                 write!(
                     f,
-                    "unknown tier {tier:?}; the declared tiers are {}",
+                    "unknown tier {tier:?}; declared tiers: {}",
                     known.join(", ")
                 )
             }

@@ -354,7 +354,7 @@ async fn overrides_of_a_file_differ_from_those_set_at_run_time() {
     assert_eq!(held().get("org:f"), Some(&of_file));
     let set = run(&["limits", "set", "org:f", "6/min"]).await.ok();
     assert!(
-        set.starts_with("org:f: 6/min (was 5/min of the file)"),
+        set.starts_with("org:f: 6/min (was 5/min from the file)"),
         "{set}"
     );
 }

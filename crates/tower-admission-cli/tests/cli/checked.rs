@@ -363,7 +363,7 @@ async fn lists_in_redis_are_explained() {
     let of_six = run(&server, &["explain", "ip:2001:db8::8", "--json"]).await;
     assert_eq!(of_six.json()["listed"], json!(null));
     let unknown = run(&server, &["explain", "org:other"]).await.ok();
-    let note = "not shown: lists, on the client's address, which --address gives";
+    let note = "not shown: lists, which depend on the client address (--address)";
     assert!(unknown.lines().any(|line| line == note), "{unknown}");
     // An exempt request counts in the capacity of the service alone.
     let exempt = run(&server, &["explain", "org:probe"]).await.ok();

@@ -172,7 +172,7 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
             3,
             "the names are calls",
         ),
-        (&["limits", "set", "org:a", "tier=por"], 3, "there are: pro"),
+        (&["limits", "set", "org:a", "tier=por"], 3, "declared tiers: pro"),
         (&["limits", "get", "Acme"], 3, "kind:name"),
         (&["explain", "org:a", "--tier", "por"], 3, "pro"),
         (
@@ -291,7 +291,7 @@ async fn a_limit_of_the_file_stays_under_what_is_set() {
     assert_eq!(run(&["limits", "export"]).await.ok(), "[limits]");
     let set = run(&["limits", "set", "org:f", "6/day"]).await.ok();
     assert!(
-        set.starts_with("org:f: 6/day (was 5/day of the file)"),
+        set.starts_with("org:f: 6/day (was 5/day from the file)"),
         "{set}"
     );
     let environment = [

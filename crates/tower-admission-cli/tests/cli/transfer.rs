@@ -204,7 +204,7 @@ async fn limits_that_are_not_in_the_file_are_deleted_on_request() {
     service.has(None).await;
 
     for (text, told) in [
-        ("", "there is no table [limits]"),
+        ("", "the table [limits] is missing"),
         (
             "[limits]\n'org:a' = '1/x'",
             "limits.\"org:a\": \"1/x\" is no limit",
