@@ -220,7 +220,7 @@ fn errors_name_the_position_and_the_fix() {
         ),
         (
             "[clients]\ntrusted_proxies = '2001:db8::1/32'",
-            "clients.trusted_proxies: \"2001:db8::1/32\": the address has bits behind the prefix",
+            "clients.trusted_proxies: \"2001:db8::1/32\": the address has bits after the prefix",
         ),
         (
             "[lists]\ndeny = ['ip:192.0.2.1', 'ip:192.0.2.1/32 until 2026-12-01T00:00:00Z']",

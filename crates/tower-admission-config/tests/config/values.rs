@@ -160,12 +160,12 @@ fn values_are_not_converted_between_types() {
         (
             "[groups.api]\npath = 5",
             "groups.api.path",
-            "text or a list of texts",
+            "expected text or a list of texts",
         ),
         (
             "[groups.api]\npath = [5]",
             "groups.api.path",
-            "text or a list of texts",
+            "expected text or a list of texts",
         ),
         ("[groups]\napi = 5", "groups.api", "expected a table"),
         ("groups = [{ rate = '5/h' }]", "groups", "expected a table"),
