@@ -73,7 +73,7 @@
 //! | [`tower-admission-redis`](https://docs.rs/tower-admission-redis) | a store in Redis: one limit for all replicas of a service |
 //! | [`tower-admission-axum`](https://docs.rs/tower-admission-axum) | endpoints for sessions, limits on WebSockets, admin endpoints with a page |
 //! | [`tower-admission-config`](https://docs.rs/tower-admission-config) | limits by route group from a file and the environment, changed without a restart |
-//! | [`tower-admission-cli`](https://docs.rs/tower-admission-cli) | the program `tower-admission`, which changes limits and shows usage |
+//! | [`tower-admission-cli`](https://crates.io/crates/tower-admission-cli) | the program `tower-admission`, which changes limits and shows usage |
 //! | [`tower-admission-testkit`](https://docs.rs/tower-admission-testkit) | the tests that every store has to pass |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -15,6 +15,7 @@ pub struct TaskTerm(u64);
 
 impl SingletonTask {
     /// Starts a run unless one is in progress.
+    #[must_use = "the claimed task stays claimed until `release`"]
     pub fn claim(&self) -> Option<TaskTerm> {
         // Reads first: callers ask far more often than the task is idle.
         self.is_idle().then(|| self.replace(IDLE)).flatten()
@@ -26,6 +27,7 @@ impl SingletonTask {
     }
 
     /// Starts a run in place of the one in progress.
+    #[must_use = "the claimed task stays claimed until `release`"]
     pub fn take_over(&self) -> Option<TaskTerm> {
         self.replace(self.0.load(Ordering::Acquire))
     }

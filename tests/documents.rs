@@ -67,3 +67,35 @@ fn each_file_of_the_guide_is_a_chapter_and_is_linked_by_the_readme() {
     }
     assert_eq!(chapters, 15);
 }
+
+/// The crates in a manifest's list of types that the public API may name, without crates of the workspace.
+fn visible_dependencies(manifest: &str) -> Vec<String> {
+    let (_, list) = manifest.split_once("allowed_external_types = [").unwrap();
+    let (list, _) = list.split_once(']').unwrap();
+    let types = list.split('"').skip(1).step_by(2);
+    let crates = types.map(|path| path.split("::").next().unwrap());
+    let others = crates.filter(|name| !name.starts_with("tower_admission"));
+    // The traits of serde are defined in its core.
+    let names = others.map(|name| name.replace("serde_core", "serde").replace('_', "-"));
+    names.collect()
+}
+
+#[test]
+fn the_policy_lists_the_dependencies_that_public_signatures_may_name() {
+    let policy = read("docs/policy.md");
+    let crates = ["", "-axum", "-config", "-redis", "-testkit"];
+    for name in crates.map(|suffix| format!("tower-admission{suffix}")) {
+        let manifest = match &*name {
+            "tower-admission" => read("Cargo.toml"),
+            _ => read(&format!("crates/{name}/Cargo.toml")),
+        };
+        let visible = visible_dependencies(&manifest);
+        let quoted: Vec<_> = visible.iter().map(|name| format!("`{name}`")).collect();
+        let list = match quoted.is_empty() {
+            true => "none".to_owned(),
+            false => quoted.join(", "),
+        };
+        let row = format!("| `{name}` | {list} |");
+        assert!(policy.contains(&row), "docs/policy.md: {row}");
+    }
+}

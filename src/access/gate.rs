@@ -96,6 +96,7 @@ impl Gate {
 
     /// Decides about a request and informs observers. Marks an exempt request for the inner layers,
     /// and returns the response for a banned client.
+    #[must_use = "a response means that the request is rejected"]
     pub fn check<B>(&self, request: &mut Request<B>) -> Option<Response<Bytes>> {
         let begun = self.observers.begin();
         match self.find(RequestHead::from(&*request))? {

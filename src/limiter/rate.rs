@@ -13,7 +13,6 @@ use crate::limits::Limits;
 use crate::nesting::Nesting;
 use crate::policy::{NamedQuota, Policy};
 use crate::store::{MemoryStore, RateStats, RateStore, Reply, SecretMissing};
-#[cfg(feature = "metrics")]
 use crate::sync::{AtomicU64, Ordering};
 
 /// Limits the rate of requests by key. Clones share one limit.
@@ -49,7 +48,6 @@ struct RateLimiterInner {
     joined: Option<Joined>,
     nesting: Arc<Nesting>,
     /// The evictions that [`new_evictions`](RateLimiter::new_evictions) has reported.
-    #[cfg(feature = "metrics")]
     evictions: AtomicU64,
 }
 
@@ -153,7 +151,6 @@ impl RateLimiter {
                 rules,
                 joined: None,
                 nesting: Arc::new(Nesting::new()),
-                #[cfg(feature = "metrics")]
                 evictions: AtomicU64::new(0),
             }),
             tier: None,
@@ -168,7 +165,6 @@ impl RateLimiter {
                 rules: None,
                 joined: Some(joined),
                 nesting: Arc::new(Nesting::new()),
-                #[cfg(feature = "metrics")]
                 evictions: AtomicU64::new(0),
             }),
             tier: None,
@@ -359,7 +355,6 @@ impl RateLimiter {
     }
 
     /// The evictions since the last call, for a counter that outlives this limiter.
-    #[cfg(feature = "metrics")]
     pub(crate) fn new_evictions(&self) -> Option<u64> {
         let evictions = self.stats()?.evictions;
         let before = (self.inner.evictions).fetch_max(evictions, Ordering::Relaxed);

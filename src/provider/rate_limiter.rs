@@ -48,7 +48,6 @@ pub trait RateLimiterInternals {
     fn expect_nested_services(&self);
 
     /// The keys that the store has evicted since the last call.
-    #[cfg(feature = "metrics")]
     fn new_evictions(&self) -> Option<u64>;
 }
 
@@ -93,7 +92,6 @@ impl RateLimiterInternals for RateLimiter {
         self.nesting().expect();
     }
 
-    #[cfg(feature = "metrics")]
     fn new_evictions(&self) -> Option<u64> {
         self.new_evictions()
     }

@@ -95,6 +95,7 @@ impl DenialCache {
     }
 
     /// The rejection that still holds for these keys, with its times counted down.
+    #[must_use]
     pub fn find(&self, charges: &[Charge], cost: u32) -> Option<Decision> {
         let fingerprint = Self::fingerprint(charges);
         let mut slot = lock(self.slot(fingerprint));

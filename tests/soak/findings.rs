@@ -47,6 +47,11 @@ impl Findings {
         *count += 1;
     }
 
+    /// Prints what limits the value of a run. It does not fail the run.
+    pub(crate) fn warn(&self, warning: &str) {
+        println!("{}: warning: {warning}", self.run);
+    }
+
     pub(crate) fn has(&self, kind: &str) -> bool {
         self.found.lock().unwrap().contains_key(kind)
     }
