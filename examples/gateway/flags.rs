@@ -1,4 +1,4 @@
-//! What the gateway is told at start, by flag or by environment variable.
+//! The flags of the gateway, also as environment variables.
 
 use std::fmt::Display;
 use std::io;
@@ -33,8 +33,7 @@ pub(crate) struct Flags {
     #[arg(long, env, default_value = "10/s", value_parser = rate)]
     rate: Rate,
 
-    /// How many of them at once, unless the rate says so itself (600/min burst 50); 0 for as many
-    /// as the rate counts
+    /// The burst of the rate, unless --rate has one (600/min burst 50); 0 for the count of the rate
     #[arg(long, env, default_value_t = 20)]
     burst: u32,
 
@@ -60,7 +59,7 @@ pub(crate) struct Flags {
 }
 
 impl Flags {
-    /// What requests in progress get to finish.
+    /// The time that requests in progress get to finish.
     pub(crate) fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_seconds)
     }
@@ -111,7 +110,7 @@ fn rate(text: &str) -> Result<Rate, QuotaError> {
     })
 }
 
-/// Says what is wrong with a flag. It does not repeat the value, which may be a secret.
+/// Exits with the error of a flag. The message leaves out the value, which may be a secret.
 fn wrong(flag: &str, error: &dyn Display) -> ! {
     Flags::command()
         .error(ErrorKind::ValueValidation, format!("{flag}: {error}"))
