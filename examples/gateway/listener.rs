@@ -4,10 +4,10 @@
 //!
 //! 1. a write timeout. A response that the client does not read ends, and its permit is free.
 //! 2. a lingering close. After the last byte of a response, the server reads and drops what the client
-//!    still sends, for at most five seconds. Without that the kernel resets the connection, and the client of a
-//!    rejected upload never sees the 429.
-//! 3. a check that the client is there (Linux). A server stops reading while a handler runs,
-//!    so it misses the end of a connection when a byte is unread. The permit is free at once.
+//!    still sends, for at most five seconds. Without that the kernel resets the connection, and the
+//!    client of a rejected upload never sees the 429.
+//! 3. a check that the client is there (Linux). A server stops reading while a handler runs, so it misses
+//!    the end of a connection when a byte is unread. The permit is free at once.
 
 use std::future::{Future, pending};
 use std::io::{self, IoSlice};

@@ -225,7 +225,7 @@ async fn costs(store: &dyn RateStore) {
     assert_eq!(
         hopeless.retry_after(),
         None,
-        "a request that never fits has no time to come back"
+        "a request that never fits has no retry-after"
     );
     assert_eq!(case.left().await, 2, "and takes nothing");
     assert!(!case.admits(3).await);
