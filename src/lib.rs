@@ -78,7 +78,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// Each level uses only those above it; `tests/layering.rs` checks that.
+// The levels are in `tests/layering.rs`.
 mod sync;
 
 mod nesting;

@@ -17,7 +17,7 @@ use crate::routes::unlimited;
 use crate::shutdown::Signals;
 
 pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Result<(), String> {
-    // Before a port is open.
+    // An invalid file ends the program before it opens a port.
     let config = Config::load(file).map_err(|error| error.to_string())?;
     let metrics = recorder().map_err(|error| error.to_string())?;
     let recorder = Recorder::new();
@@ -26,8 +26,8 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
         .observe(recorder.clone())
         .observe(MetricsObserver::new())
         .observe_store(MetricsObserver::new())
-        // A file that is cut within a group, or before the first one, is an error, at start as well. A cut between two
-        // groups is not seen: at start there is no other file to compare with.
+        // A file that ends within a group, or before the first one, is an error. A file that ends between two groups
+        // is valid: at start there is no other file to compare with.
         .deny_warnings()
         .build()
         .map_err(|error| error.to_string())?;
@@ -47,17 +47,17 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
     let cannot = |error| format!("cannot serve on {}: {error}", flags.listen);
     let listener = TcpListener::bind(flags.listen).await.map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
-    // The service starts all the same: the failure mode decides until Redis does.
+    // The service starts without Redis: the failure mode decides until Redis answers.
     if let Some(store) = admission.store()
         && let Err(error) = store.ping().await
     {
         error!(%error, "Redis cannot decide");
     }
-    // Limits of single keys, as far as they can be had now.
+    // Reads the overrides. A failure is not final: they are read again in the background.
     if let Err(error) = admission.limits().refresh().await {
-        error!(%error, "limits of single keys are not known yet");
+        error!(%error, "overrides are not known yet");
     }
-    // It logs what changes, or why nothing does.
+    // Logs each change of the file, or its error.
     let _following = admission.follow(file, |_| {});
     let groups: Vec<_> = config.groups().collect();
     let groups = groups.join(", ");
@@ -69,13 +69,13 @@ pub(crate) async fn serve(signals: Signals, flags: &Flags, file: &Path) -> Resul
         let admin = format!("To look at them and to change them: http://{address}/admin\n");
         greeting::write(&admin);
     }
-    tokio::spawn(keep_up(metrics));
+    tokio::spawn(compact(metrics));
     crate::run(signals, listener, app, admission.store(), flags.grace()).await;
     Ok(())
 }
 
-/// Without this, what is measured is kept until the next scrape: about 50 bytes a request.
-async fn keep_up(metrics: PrometheusHandle) {
+/// Without this, each measurement is kept until the next scrape: about 50 bytes a request.
+async fn compact(metrics: PrometheusHandle) {
     let mut times = tokio::time::interval(Duration::from_secs(5));
     loop {
         times.tick().await;
@@ -83,7 +83,7 @@ async fn keep_up(metrics: PrometheusHandle) {
     }
 }
 
-/// What `/metrics` shows.
+/// The recorder behind `/metrics`.
 fn recorder() -> Result<PrometheusHandle, BuildError> {
     let decision = Matcher::Full("admission_decision_seconds".to_owned());
     let held = Matcher::Full("admission_held_seconds".to_owned());

@@ -1,4 +1,4 @@
-//! What the gateway is told at start, by flag or by environment variable.
+//! The flags of the gateway, also as environment variables.
 
 use std::fmt::Display;
 use std::io;
@@ -16,51 +16,50 @@ use tower_admission_redis::RedisStore;
 #[derive(Clone, Parser)]
 #[command(name = "gateway")]
 pub(crate) struct Flags {
-    /// Where to listen; port 0 takes a free one
+    /// The address to listen on; port 0 selects a free port
     #[arg(long, env, default_value = "127.0.0.1:3000", value_parser = address)]
     pub(crate) listen: SocketAddr,
 
-    /// Limits from a file, and from ADMISSION_.. variables over it, in place of those below; it is
-    /// applied anew whenever it changes
+    /// A file with limits, in place of the flags below. ADMISSION_.. variables override it. A change of
+    /// the file is applied within two seconds
     #[arg(long, env, conflicts_with_all = ["max_concurrency", "rate", "burst", "store", "secret", "replicas"])]
     pub(crate) config: Option<PathBuf>,
 
-    /// How many requests may be in flight; 0 turns the limit off
+    /// The maximum number of requests in flight; 0 turns the limit off
     #[arg(long, env, default_value_t = 64)]
     pub(crate) max_concurrency: usize,
 
-    /// How many requests each token, or else address, gets (10/s, 600/min); 0 turns the limit off
+    /// The rate of each token, else address (10/s, 600/min); 0 turns the limit off
     #[arg(long, env, default_value = "10/s", value_parser = rate)]
     rate: Rate,
 
-    /// How many of them at once, unless the rate says so itself (600/min burst 50); 0 for as many
-    /// as the rate counts
+    /// The burst of the rate, unless --rate has one (600/min burst 50); 0 for the count of the rate
     #[arg(long, env, default_value_t = 20)]
     burst: u32,
 
-    /// Where replicas share the limits: redis://host, redis+cluster://host,host; without it each
-    /// has its own
+    /// The store that replicas share: redis://host, redis+cluster://host,host. Without it each replica
+    /// has its own limits
     // Not read by clap, which would repeat a password.
     #[arg(long, env, requires = "secret", hide_env_values = true)]
     store: Option<String>,
 
-    /// What replicas fingerprint tokens with, the same for all: 32 hexadecimal digits
+    /// The secret of fingerprints of tokens, the same for all replicas: 32 hexadecimal digits
     #[arg(long, env, hide_env_values = true)]
     secret: Option<String>,
 
-    /// How many replicas there are: each grants its share while the store is away; 0 limits no
-    /// rates then
+    /// The number of replicas: each grants its share while the store is away. With 0 no rate is
+    /// limited then
     #[arg(long, env, default_value_t = 0)]
     replicas: u32,
 
-    /// How many seconds requests in progress get to finish after SIGTERM or SIGINT; then they are
+    /// The seconds that requests in progress get to finish after SIGTERM or SIGINT. Then they are
     /// cut. A second signal cuts them at once
     #[arg(long, env, default_value_t = 10)]
     grace_seconds: u64,
 }
 
 impl Flags {
-    /// What requests in progress get to finish.
+    /// The time that requests in progress get to finish.
     pub(crate) fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_seconds)
     }
@@ -97,7 +96,7 @@ impl Flags {
     }
 }
 
-/// A quota, and whether it was written with a burst of its own.
+/// A quota, and whether its text has a burst.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     quota: Quota,
@@ -111,7 +110,7 @@ fn rate(text: &str) -> Result<Rate, QuotaError> {
     })
 }
 
-/// Says what is wrong with a flag. It does not repeat the value, which may be a secret.
+/// Exits with the error of a flag. The message leaves out the value, which may be a secret.
 fn wrong(flag: &str, error: &dyn Display) -> ! {
     Flags::command()
         .error(ErrorKind::ValueValidation, format!("{flag}: {error}"))
@@ -119,7 +118,7 @@ fn wrong(flag: &str, error: &dyn Display) -> ! {
 }
 
 fn secret(digits: &str) -> Result<Secret, &'static str> {
-    // `from_str_radix` takes a sign as well.
+    // `from_str_radix` accepts a sign as well.
     let is_hexadecimal = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
     let bits = u128::from_str_radix(digits, 16)
         .ok()
@@ -128,7 +127,7 @@ fn secret(digits: &str) -> Result<Secret, &'static str> {
     Ok(Secret::new(bits.to_be_bytes()))
 }
 
-/// Takes names too: `localhost:3000`.
+/// Accepts names too: `localhost:3000`.
 fn address(text: &str) -> io::Result<SocketAddr> {
     let mut addresses = text.to_socket_addrs()?;
     addresses

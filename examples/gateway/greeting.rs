@@ -38,7 +38,7 @@ gRPC (each grpcurl also asks for the schema, which counts), and the same without
   grpcurl -plaintext -H 'authorization: Bearer alice' {address} grpc.health.v1.Health/Check
   printf '\0\0\0\0\0' | curl -s --http2-prior-knowledge -D - -o /dev/null --data-binary @- -H 'content-type: application/grpc' -H 'te: trailers' -H 'authorization: Bearer alice' http://{address}/grpc.health.v1.Health/Check
 
-Refusals are logged below. Ctrl-C ends.
+Rejections are logged below. Ctrl-C ends.
 "#
     );
     write(&greeting);

@@ -9,10 +9,10 @@ use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use tokio::time::sleep;
 
-/// What parameters are cut down to, so that nobody keeps a place for days.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-const MOST_CHUNKS: u32 = 1000;
+/// Bounds of the parameters, so that no client holds a permit for days.
+const MAX_SLEEP: Duration = Duration::from_secs(60);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+const MAX_CHUNKS: u32 = 1000;
 
 pub(crate) async fn health() -> &'static str {
     "ok\n"
@@ -28,9 +28,9 @@ pub(crate) struct Slow {
     ms: u64,
 }
 
-/// Answers after a while. What is no number is answered 400.
+/// Answers after `ms` milliseconds. A value that is not a number is answered 400.
 pub(crate) async fn slow(Query(Slow { ms }): Query<Slow>) -> String {
-    let time = Duration::from_millis(ms).min(LONGEST_SLEEP);
+    let time = Duration::from_millis(ms).min(MAX_SLEEP);
     sleep(time).await;
     format!("slept {} ms\n", time.as_millis())
 }
@@ -43,10 +43,10 @@ pub(crate) struct Chunks {
     ms: u64,
 }
 
-/// Sends chunks with a pause between them: the request is in flight until the last one is sent.
+/// Sends chunks with a pause between them. The request is in flight until the last one is sent.
 pub(crate) async fn stream(Query(Chunks { chunks, ms }): Query<Chunks>) -> Body {
-    let pause = Duration::from_millis(ms).min(LONGEST_PAUSE);
-    let chunks = stream::iter(1..=chunks.min(MOST_CHUNKS)).then(move |n| async move {
+    let pause = Duration::from_millis(ms).min(MAX_PAUSE);
+    let chunks = stream::iter(1..=chunks.min(MAX_CHUNKS)).then(move |n| async move {
         if n > 1 {
             sleep(pause).await;
         }

@@ -3,11 +3,11 @@
 //! For `axum::serve` or any server that takes `AsyncRead + AsyncWrite`. Each connection has
 //!
 //! 1. a write timeout. A response that the client does not read ends, and its permit is free.
-//! 2. a lingering close. After the last byte of a response, what the client is still sending is read
-//!    and dropped for a while. Without that the kernel resets the connection, and the client of a
-//!    rejected upload never sees the 429.
-//! 3. a check that the client is there (Linux). A server stops reading while a request is at work,
-//!    so it misses the end of a connection when a byte is unread. The permit is free at once.
+//! 2. a lingering close. After the last byte of a response, the server reads and drops what the client
+//!    still sends, for at most five seconds. Without that the kernel resets the connection, and the
+//!    client of a rejected upload never sees the 429.
+//! 3. a check that the client is there (Linux). A server stops reading while a handler runs, so it misses
+//!    the end of a connection when a byte is unread. The permit is free at once.
 
 use std::future::{Future, pending};
 use std::io::{self, IoSlice};
@@ -78,8 +78,8 @@ pub(crate) struct GuardedStream {
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
-/// Says that a connection is HTTP no more, but a WebSocket or another tunnel. Such a connection has
-/// the write timeout alone: an unread byte of it is the business of its new protocol.
+/// Marks a connection that is no longer HTTP, but a WebSocket or another tunnel. Such a connection has
+/// only the write timeout: its new protocol reads its bytes.
 #[derive(Clone, Default)]
 pub(crate) struct Tunnel(Arc<AtomicBool>);
 
@@ -192,8 +192,8 @@ impl AsyncWrite for GuardedStream {
         true
     }
 
-    /// hyper flushes each time that it looks at a connection, also while a handler is at work. A client
-    /// that closes only its half counts as gone, as hyper has it by default (`half_close`).
+    /// hyper flushes each time that it polls a connection, also while a handler runs. A client that
+    /// closes only its half counts as gone, as in hyper by default (`half_close`).
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let watches = !self.tunnel.has_begun() && self.linger.is_none();
         if watches {

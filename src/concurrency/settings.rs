@@ -50,7 +50,6 @@ impl ConcurrencyLimitLayer {
     /// bodies](DrainRejectedLayer::MAX_DRAINING) are being read. A request that is being read holds
     /// no permit, no quota and no task. It costs about 0.25 ms of processor time per MiB. Observers
     /// see the rejection before the body is read.
-    /// see the rejection before the body is read.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -72,7 +72,7 @@ impl Limits {
     /// Creates limits that all replicas share in a store, such as Redis, under the store's prefix.
     ///
     /// Each replica holds all overrides in memory, where decisions look them up. It polls for
-    /// changes twice a second. A change applies in its own process immediately, and in every other
+    /// changes every 400 ms. A change applies in its own process immediately, and in every other
     /// replica within a second. While the store is unavailable, the last overrides that were read
     /// stay in force. There are none until the first read; call [`refresh`](Self::refresh) at start
     /// to wait for it.

@@ -50,10 +50,10 @@ const MAX_REFILL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// assert_eq!(quota.burst_size(), Some(70));
 /// ```
 ///
-/// Prefer a bucket: it is exact to the nanosecond, takes a third of the memory, needs no lock, and
-/// lets a rejected client retry sooner. Use a sliding window when you must guarantee at most N
-/// requests in any period. [The memory store's documentation](crate::store::memory#sliding-windows)
-/// defines exactly how a sliding window counts.
+/// Prefer a bucket: it is exact to the nanosecond, takes 32 bytes a key in place of 123 to 151,
+/// needs no lock, and lets a rejected client retry sooner. Use a sliding window when you must
+/// guarantee at most N requests in any period. [The memory store's
+/// documentation](crate::store::memory#sliding-windows) defines exactly how a sliding window counts.
 ///
 /// # A quota of 0
 ///

@@ -29,6 +29,8 @@ const ALERTS_TEST: &str = concat!(
 );
 
 const RUNBOOK: &str = include_str!("../../docs/runbook.md");
+/// Where chapters of the guide, files of `docs/guide`, are published.
+const GUIDE: &str = "https://docs.rs/tower-admission/latest/tower_admission/guide/";
 
 /// In place of `$__rate_interval`: all of the test.
 const INTERVAL: &str = "[1m]";
@@ -362,7 +364,11 @@ fn links_of_the_runbook_have_a_target() {
     assert!(links.len() > 30, "{links:?}");
     for link in links {
         let (file, heading) = link.split_once('#').unwrap_or((link, ""));
-        let file = if file.is_empty() { "runbook.md" } else { file };
+        let file = match file.strip_prefix(GUIDE) {
+            Some(chapter) => format!("guide/{}.md", chapter.trim_end_matches('/')),
+            None if file.is_empty() => "runbook.md".to_owned(),
+            None => file.to_owned(),
+        };
         let path = format!("{}/docs/{file}", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|_| panic!("{link}: no {path}"));
         let mut headings = text

@@ -46,13 +46,13 @@ fn the_example_protects_its_table_by_address() {
         f64::from(burst) + f64::from(count) * periods
     };
     for (group, token, keys, per_address, addresses) in [
-        ("api", "rate", 1_000_000.0, 300.0, "3,333"),
-        ("batch", "rates", 990_000.0, 4_000.0, "247"),
+        ("api", "rate", 1_000_000.0, 300.0, "1,666"),
+        ("batch", "rates", 990_000.0, 4_000.0, "123"),
     ] {
         let time = fills(quota(group, token));
         let started = starts(quota(group, "rate_per_ip"), time);
         assert_eq!(started, per_address, "{group}");
-        let most = (keys / started) as u32;
+        let most = (keys / 2.0 / started) as u32;
         assert_eq!(most.to_string(), addresses.replace(',', ""), "{group}");
         assert!(
             file.contains(&format!("room for {addresses} addresses")),

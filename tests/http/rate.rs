@@ -229,7 +229,7 @@ async fn a_request_is_charged_its_cost() {
     assert_eq!(
         status(&service, costing(3)).await,
         200,
-        "a refusal takes nothing"
+        "a rejection takes nothing"
     );
     clock.advance(5 * SECOND);
     assert_eq!(status(&service, costing(6)).await, 429);

@@ -19,7 +19,7 @@ use tower_admission::store::FailureKind;
 const BATCH: usize = 256;
 
 /// The maximum number of queued releases. Further ones expire in Redis.
-const MOST_RELEASES: usize = 1 << 16;
+const MAX_RELEASES: usize = 1 << 16;
 
 /// The pause after a failed call.
 const RETRY: Duration = Duration::from_millis(100);
@@ -65,7 +65,7 @@ impl Keeper {
 
     fn queue(&self, ended: impl IntoIterator<Item = Release>) {
         let mut releases = lock(&self.releases);
-        let room = MOST_RELEASES.saturating_sub(releases.len());
+        let room = MAX_RELEASES.saturating_sub(releases.len());
         releases.extend(ended.into_iter().take(room));
     }
 

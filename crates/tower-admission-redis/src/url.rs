@@ -197,7 +197,7 @@ impl<'a> Parts<'a> {
         if rest.contains('#') {
             return Err(invalid(
                 "a fragment (#insecure) is not supported: a connection whose certificate is not \
-                 checked can be read by anybody in between; trust the CA of the server instead \
+                 checked can be read by anyone in between; trust the CA of the server instead \
                  (a # in a password is written %23)",
             ));
         }

@@ -135,7 +135,7 @@ async fn honest_retry_after(store: &dyn RateStore, pass: &impl AsyncFn(Duration)
         let rejected = case.take(cost).await;
         let wait = rejected
             .retry_after()
-            .expect("a refusal that says when to come back");
+            .expect("a rejection with a retry-after");
         assert!(wait > Duration::ZERO && wait <= rejected.reset().expect("a quota that limits"));
         pass(wait).await;
         assert!(case.admits(cost).await, "waiting what was said is enough");
@@ -155,7 +155,7 @@ async fn several_windows_are_one(store: &dyn RateStore) {
     assert_eq!(
         (a.remaining(), b.remaining()),
         (8, 0),
-        "a refusal takes nothing from either"
+        "a rejection takes nothing from either"
     );
 }
 
@@ -225,7 +225,7 @@ async fn costs(store: &dyn RateStore) {
     assert_eq!(
         hopeless.retry_after(),
         None,
-        "a request that never fits has no time to come back"
+        "a request that never fits has no retry-after"
     );
     assert_eq!(case.left().await, 2, "and takes nothing");
     assert!(!case.admits(3).await);
@@ -302,7 +302,7 @@ async fn sliding_windows(store: &dyn RateStore, pass: &impl AsyncFn(Duration)) {
         assert!(!rejected.is_admitted(), "a window admits count and burst");
         let wait = rejected
             .retry_after()
-            .expect("a refusal that says when to come back");
+            .expect("a rejection with a retry-after");
         assert!(wait > Duration::ZERO && wait <= rejected.reset().expect("a quota that limits"));
         assert!(cost > 1 || wait < period, "what is oldest is gone first");
         pass(wait).await;
@@ -325,7 +325,7 @@ async fn sliding_costs_and_refunds(store: &dyn RateStore) {
     let hopeless = case.take(6).await;
     assert!(hopeless.can_never_fit() && hopeless.retry_after().is_none());
     assert!(!case.admits(3).await);
-    assert_eq!(case.left().await, 2, "a refusal takes nothing");
+    assert_eq!(case.left().await, 2, "a rejection takes nothing");
     assert!(case.admits(2).await && case.admits(0).await);
     assert!(!case.peek(1).await.is_admitted());
     case.buckets.refund(&case.charges, 2).await;
@@ -346,7 +346,7 @@ async fn sliding_next_to_a_bucket(store: &dyn RateStore) {
         assert_eq!(
             remaining.collect::<Vec<_>>(),
             left,
-            "a refusal by a window takes nothing from a bucket"
+            "a rejection by a window takes nothing from a bucket"
         );
     }
     let tight = Quota::per_hour(2);
@@ -356,7 +356,7 @@ async fn sliding_next_to_a_bucket(store: &dyn RateStore) {
     assert_eq!(
         case.peek(0).await.usages()[0].remaining(),
         8,
-        "a refusal by a bucket takes nothing from a window"
+        "a rejection by a bucket takes nothing from a window"
     );
 }
 

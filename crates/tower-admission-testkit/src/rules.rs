@@ -247,7 +247,7 @@ async fn a_tier_has_overrides_and_changes(store: &dyn RateStore) {
     assert_eq!(
         left(&buckets, &charge).await,
         [2],
-        "adding a tier changes nobody's usage"
+        "adding a tier changes no usage"
     );
     assert!(admits(&buckets, &in_pro, 4).await);
     let own = overridden(&in_pro, &[Some(Quota::per_hour(5))]);

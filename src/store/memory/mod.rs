@@ -95,21 +95,23 @@ use self::clock::MonotonicClock;
 /// # Protecting the table
 ///
 /// A limit per address in the same decision ([`and_by`](crate::RateLimitLayer::and_by)) keeps
-/// made-up tokens from filling the table. The buckets in use fit into the table as long as
+/// made-up tokens from filling the table. Choose the limit per address so that this holds:
 ///
 /// ```text
-/// addresses x (address burst + address rate x refill time of a token) < keys in the table
+/// addresses x (burst of an address + rate of an address x refill time of a token)
+///     < half of the keys in the table
 /// ```
 ///
 /// The refill time is the time in which an empty bucket of a token becomes full; for a
 /// [sliding](crate::Quota::sliding) quota it is 16/15 of its period. Example: tokens have `10/s
 /// burst 20`, so their refill time is 2 s, and addresses have `100/s`. One address can start at
-/// most 100 + 100 x 2 = 300 tokens in 2 s. The default bound of a million keys holds the tokens of
-/// 3,333 such addresses. With `1000/day` for a token the refill time is a day, and one address can
-/// start 8.6 million tokens: give addresses a daily limit as well.
+/// most 100 + 100 x 2 = 300 tokens in 2 s. Half of the default bound of a million keys holds the
+/// tokens of 1,666 such addresses. With `1000/day` for a token the refill time is a day, and one
+/// address can start 8.6 million tokens: give addresses a daily limit as well.
 ///
-/// A new key searches a few dozen buckets, not the whole table. Near the bound all of them can be
-/// in use, and the fullest is evicted. Size the bound at twice the number of keys that you expect.
+/// Half, because a new key searches a few dozen buckets and not the whole table. Near the bound all
+/// of them can be in use, and the fullest is evicted. Size the bound at twice the number of keys
+/// that you expect.
 ///
 /// ```
 /// use tower_admission::{Quota, RateLimitByTokenLayer, store::MemoryStore};
