@@ -172,7 +172,11 @@ async fn names_of_the_application_are_keys_and_slips_are_rejected() {
             3,
             "the names are calls",
         ),
-        (&["limits", "set", "org:a", "tier=por"], 3, "declared tiers: pro"),
+        (
+            &["limits", "set", "org:a", "tier=por"],
+            3,
+            "declared tiers: pro",
+        ),
         (&["limits", "get", "Acme"], 3, "kind:name"),
         (&["explain", "org:a", "--tier", "por"], 3, "pro"),
         (
