@@ -25,7 +25,7 @@ pub fn allocations(_: Effort, report: &mut Report) {
                 report.at_most(
                     "allocations, rate admitted, headers, in a server",
                     served,
-                    3.0,
+                    2.0,
                 );
                 report.measured("allocations, rate admitted, headers, bare", bare);
             }
