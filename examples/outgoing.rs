@@ -15,7 +15,6 @@
 
 use std::error::Error;
 use std::future::Future;
-use std::time::Instant;
 
 use axum::{Router, routing::get};
 use bytes::Bytes;
@@ -24,6 +23,7 @@ use http_body_util::Empty;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_admission::{
     ConcurrencyLimitLayer, Key, Policy, Quota, RateLimitLayer, RateLimiter, Rejection, RequestHead,
