@@ -252,7 +252,8 @@ impl Limits {
     /// Sets the override of a key and returns the previous limit. To add an end, a note or an
     /// author, use [`edit`](Self::edit). [`KeyName::id`] names a key whose id is in a variable.
     ///
-    /// Logs a warning if no limiter that was made with these limits has a name in the limit.
+    /// Logs a warning if the limit has a name that no limiter with these limits has. Logs none while
+    /// there are no limiters.
     ///
     /// A key has one override, even if it has two names: `org:acme` and the fingerprint in logs.
     /// The override keeps the readable name.

@@ -160,8 +160,9 @@ fn an_override_with_an_unknown_name_logs_a_warning() {
     };
     let lines = logged(|| {
         set("apii=4/min");
-        let _layer =
-            RateLimitLayer::by(by_user, Policy::new("api", Quota::per_minute(1))).limits(&limits);
+        let _service = RateLimitLayer::by(by_user, Policy::new("api", Quota::per_minute(1)))
+            .limits(&limits)
+            .layer(Counting::default());
         set("api=4/min");
         set("4/min");
         set("api=5/min, apii=4/min");
