@@ -71,7 +71,8 @@ impl Extractor {
         self.extractor.credential_headers()
     }
 
-    /// The key to charge. `None` if not even an address is known.
+    /// The key to charge. `None` if the extractor finds no key, and for an unusable credential if no
+    /// address is known either.
     #[inline]
     #[must_use]
     pub fn known_key(&self, head: RequestHead<'_>) -> Option<Key> {
