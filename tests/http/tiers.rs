@@ -159,19 +159,19 @@ fn an_override_with_an_unknown_name_logs_a_warning() {
         tokio_test::block_on(limits.set(&alice, limit.parse().unwrap())).unwrap();
     };
     let lines = logged(|| {
-        set("apii=4/min");
+        set("batch=4/min");
         let _service = RateLimitLayer::by(by_user, Policy::new("api", Quota::per_minute(1)))
             .limits(&limits)
             .layer(Counting::default());
         set("api=4/min");
         set("4/min");
-        set("api=5/min, apii=4/min");
+        set("api=5/min, batch=4/min");
     });
     let warnings: Vec<_> = lines.iter().filter(|line| line.contains("WARN")).collect();
     let [warning] = &warnings[..] else {
         panic!("{lines:?}")
     };
-    assert!(warning.contains("unknown=\"apii\""), "{warning}");
+    assert!(warning.contains("unknown=\"batch\""), "{warning}");
     assert!(warning.contains("known=\"api\""), "{warning}");
 }
 
