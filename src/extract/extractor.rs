@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use http::HeaderName;
 
@@ -71,7 +71,8 @@ impl Extractor {
         self.extractor.credential_headers()
     }
 
-    /// The key to charge. `None` if not even an address is known.
+    /// The key to charge. `None` if the extractor finds no key, and for an unusable credential if no
+    /// address is known either.
     #[inline]
     #[must_use]
     pub fn known_key(&self, head: RequestHead<'_>) -> Option<Key> {
@@ -90,7 +91,7 @@ impl Extractor {
         };
         let charged = missing.or_address(address);
         if charged.as_key().is_none() {
-            warn_once();
+            warn_once(head);
         }
         charged
     }
@@ -102,16 +103,30 @@ impl fmt::Debug for Extractor {
     }
 }
 
-/// Warns once per process: all requests without a key have the same cause.
+/// Warns once per process and cause: all requests without a key have one of two causes.
 #[cold]
-fn warn_once() {
-    static WARN: std::sync::Once = std::sync::Once::new();
-    WARN.call_once(|| {
-        tracing::warn!(
-            "a request has no key and no client address, so it shares one bucket with all such \
-             requests, and no guard counts it: serve the router with \
-             `into_make_service_with_connect_info::<SocketAddr>()`, or set `PeerAddr`; for a proxy on \
-             a Unix socket set `UnixPeer` and call `trust_unix_socket`"
-        );
-    });
+fn warn_once(head: RequestHead<'_>) {
+    static NO_KEY: Once = Once::new();
+    static NO_ADDRESS: Once = Once::new();
+    if peer::peer_ip(head.extensions).is_some() {
+        NO_KEY.call_once(|| {
+            tracing::warn!(
+                "the extractor found no key, so the request shares one bucket with all such requests, \
+                 although its client address is known. If the extractor reads the request's \
+                 extensions, authentication must be outside the limit: with `Router::layer` add it \
+                 after the limit. To charge the address, end the extractor with \
+                 `.or(ClientIp::peer())`"
+            );
+        });
+    } else {
+        NO_ADDRESS.call_once(|| {
+            tracing::warn!(
+                "a request has no key and no client address, so it shares one bucket with all such \
+                 requests, and no guard counts it: for axum serve the router with \
+                 `into_make_service_with_connect_info::<SocketAddr>()`; for tonic enable the feature \
+                 `tonic`; for another server set `PeerAddr`; for a proxy on a Unix socket set \
+                 `UnixPeer` and call `trust_unix_socket`"
+            );
+        });
+    }
 }

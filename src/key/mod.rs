@@ -338,7 +338,10 @@ pub struct SecretInstalled;
 
 impl fmt::Display for SecretInstalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a different secret is already in use: install the secret before the first `Key` is made")
+        f.write_str(
+            "this process has drawn a random secret already, or another one is installed; install \
+             the secret before the first `Key` is made",
+        )
     }
 }
 

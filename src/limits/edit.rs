@@ -6,6 +6,7 @@ use super::entry::{line, time};
 use super::state::{LimitsState, OverrideSource};
 use super::{LimitChange, Limits, LimitsError, Override};
 use crate::key::KeyName;
+use crate::limit::Limit;
 use crate::sync::lock;
 
 /// A change of one key's override, from [`Limits::edit`].
@@ -104,6 +105,7 @@ impl<'a> LimitEdit<'a> {
         Limits::check_network(self.key, to.limit())?;
         self.limits.read_first().await?;
         self.limits.check_tier(to.limit())?;
+        self.warn_of_unknown_names(to.limit());
         let now = self.limits.0.clock.since_epoch();
         let to = to.made(self.attribution.author.as_deref(), now.as_secs());
         let to = match self.lasting {
@@ -123,6 +125,23 @@ impl<'a> LimitEdit<'a> {
     pub async fn delete(self) -> Result<Option<Override>, LimitsError> {
         self.limits.read_first().await?;
         self.change(None).await
+    }
+
+    /// Warns of names that no limiter has. They are no error: the limiter may be made later, or by
+    /// another service that uses the same store.
+    fn warn_of_unknown_names(&self, limit: &Limit) {
+        let known = self.limits.names();
+        let is_unknown = |name: &&str| !known.iter().any(|known| **known == **name);
+        let unknown: Vec<_> = limit.names().filter(is_unknown).collect();
+        if known.is_empty() || unknown.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            key = %self.key,
+            unknown = unknown.join(", "),
+            known = known.join(", "),
+            "an override names limits that no limiter of this process has at the moment; they have no effect here"
+        );
     }
 
     async fn change(self, to: Option<Override>) -> Result<Option<Override>, LimitsError> {

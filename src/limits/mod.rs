@@ -108,11 +108,6 @@ use crate::sync::{Mutex, lock};
 /// A decision looks up its key in a table that readers use without a lock. While no key has an
 /// override, it reads one counter. Up to [`MAX_OVERRIDES`](Self::MAX_OVERRIDES) keys can have an
 /// override, which takes about 400 bytes.
-///
-/// # What it costs
-///
-/// A decision looks its key up in a table that readers take no lock for; while no key has an override, it looks at a
-/// counter. Up to [`MAX_OVERRIDES`](Self::MAX_OVERRIDES) keys can have one, of about 400 bytes each.
 #[derive(Clone)]
 pub struct Limits(Arc<LimitsInner>);
 
@@ -255,7 +250,10 @@ impl Limits {
     }
 
     /// Sets the override of a key and returns the previous limit. To add an end, a note or an
-    /// author, use [`edit`](Self::edit).
+    /// author, use [`edit`](Self::edit). [`KeyName::id`] names a key whose id is in a variable.
+    ///
+    /// Logs a warning if the limit has a name that no limiter with these limits has. Logs none while
+    /// there are no limiters.
     ///
     /// A key has one override, even if it has two names: `org:acme` and the fingerprint in logs.
     /// The override keeps the readable name.

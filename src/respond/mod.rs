@@ -50,6 +50,8 @@ pub trait Responder: Send + Sync + 'static {
     fn respond(&self, rejection: &Rejection, head: RequestHead<'_>) -> Response<Bytes>;
 }
 
+// Without it, the compiler names the bounds of this impl in place of the note above.
+#[diagnostic::do_not_recommend]
 impl<F, T> Responder for F
 where
     F: Fn(&Rejection, RequestHead<'_>) -> Response<T> + Send + Sync + 'static,

@@ -152,6 +152,30 @@ fn an_unknown_tier_is_logged_once() {
 }
 
 #[test]
+fn an_override_with_an_unknown_name_logs_a_warning() {
+    let limits = Limits::new();
+    let alice: KeyName = "user:alice".parse().unwrap();
+    let set = |limit: &str| {
+        tokio_test::block_on(limits.set(&alice, limit.parse().unwrap())).unwrap();
+    };
+    let lines = logged(|| {
+        set("batch=4/min");
+        let _service = RateLimitLayer::by(by_user, Policy::new("api", Quota::per_minute(1)))
+            .limits(&limits)
+            .layer(Counting::default());
+        set("api=4/min");
+        set("4/min");
+        set("api=5/min, batch=4/min");
+    });
+    let warnings: Vec<_> = lines.iter().filter(|line| line.contains("WARN")).collect();
+    let [warning] = &warnings[..] else {
+        panic!("{lines:?}")
+    };
+    assert!(warning.contains("unknown=\"batch\""), "{warning}");
+    assert!(warning.contains("known=\"api\""), "{warning}");
+}
+
+#[test]
 fn an_unknown_tier_is_logged_once_for_concurrency() {
     let limits = Limits::new().tier("pro", "jobs=3 concurrent");
     let policy = Policy::from(Quota::per_hour(9)).tier("staff", Quota::per_hour(90));

@@ -1,6 +1,7 @@
 //! Reads a configuration: the file, and the environment over it.
 
 use std::path::Path;
+use std::str::FromStr;
 
 use serde_path_to_error::Segment;
 
@@ -92,5 +93,14 @@ impl Config {
     /// Says where the configuration is from in which something is wrong.
     pub(super) fn wrong(&self, error: ConfigError) -> ConfigError {
         self.origin.locate(error)
+    }
+}
+
+/// As [`Config::from_toml`].
+impl FromStr for Config {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        Self::from_toml(text)
     }
 }
