@@ -190,7 +190,8 @@ impl Config {
     pub(super) fn check_sockets_can_run(&self) -> Result<(), ConfigError> {
         match self.sockets.keys().next() {
             Some(name) => {
-                let problem = "this program was built without the feature `axum` of tower-admission-config";
+                let problem =
+                    "this program was built without the feature `axum` of tower-admission-config";
                 Err(ConfigError::at(format!("sockets.{name}"), problem))
             }
             None => Ok(()),

@@ -57,7 +57,8 @@ const DEFAULT_CLIENT_NAME: &str = "tower-admission";
 const NO_PASSWORD: &str = "a user without a password: write user:password, or :password where there is \
                            no user (for a user with nopass any password will do)";
 
-const NO_TLS: &str = "TLS needs the feature `tls` of tower-admission-redis (`redis-tls` of tower-admission-config)";
+const NO_TLS: &str =
+    "TLS needs the feature `tls` of tower-admission-redis (`redis-tls` of tower-admission-config)";
 
 const INSECURE: &str = "an insecure TLS connection is not supported: anyone between client and server can read it; trust \
                         the CA of the server instead";
@@ -426,6 +427,21 @@ mod tests {
         };
         assert_eq!(error.kind(), FailureKind::Configuration);
         assert!(error.to_string().contains("insecure"), "{error}");
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn a_client_with_certificates_needs_them_again() {
+        let mut target = target("rediss://redis.internal");
+        assert!(taken_over(false).is_ok());
+        target.tls = Some(taken_over(true));
+        let Some(Err(error)) = &target.tls else {
+            panic!("the certificates of the system are used in place of the client's");
+        };
+        assert_eq!(error.kind(), FailureKind::Configuration);
+        assert!(error.to_string().contains("RedisStore::tls"), "{error}");
+        target.set_tls(&RedisTls::new()).unwrap();
+        assert!(matches!(target.tls, Some(Ok(_))));
     }
 
     #[test]
