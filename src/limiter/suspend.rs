@@ -27,6 +27,7 @@ impl RateLimiter {
     }
 
     /// Whether the limiter is [suspended](Self::set_suspended).
+    #[inline]
     pub(crate) fn is_suspended(&self) -> bool {
         self.rules().is_some_and(RateRules::is_suspended)
     }

@@ -110,7 +110,7 @@ fn why(kind: FailureKind) -> &'static str {
         FailureKind::OutOfMemory => "has no memory left: raise maxmemory, or delete keys",
         FailureKind::Busy => "is busy: it loads its data, or runs a script",
         FailureKind::WrongData => "has other data under these names: check the prefix",
-        FailureKind::TooOld => "is too old: it needs Redis 6.2 or later",
+        FailureKind::TooOld => "is too old: the service's log has the version that it needs",
         FailureKind::Unsupported => {
             "does not support a command: check that the address is no proxy"
         }

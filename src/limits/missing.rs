@@ -334,6 +334,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn limits_take_a_store_behind_a_pointer() {
+        let store = Arc::new(Store::default());
+        let shared: Arc<dyn SharedStore> = store.clone();
+        let name = "org:acme".parse::<KeyName>().unwrap();
+        let limits = [
+            Limits::in_store(&store),
+            Limits::in_store(&shared),
+            Limits::in_store(&*shared),
+        ];
+        limits[0].set(&name, "5/h".parse().unwrap()).await.unwrap();
+        for limits in &limits {
+            limits.refresh().await.unwrap();
+            assert!(limits.get_override(&name).is_some());
+        }
+    }
+
+    #[tokio::test]
     async fn an_override_that_the_scan_skipped_is_kept() {
         let store = Store::default();
         let limits = Limits::in_store(&store);

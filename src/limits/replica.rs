@@ -84,14 +84,14 @@ impl Limits {
     /// also holds the limiters that use these limits and count in the store, with their quotas, so
     /// that tools can find usage ([`SharedLimiters`](crate::SharedLimiters)).
     #[must_use]
-    pub fn in_store(store: &impl SharedStore) -> Self {
+    pub fn in_store(store: &(impl SharedStore + ?Sized)) -> Self {
         Self::in_store_with(store, Self::DEFAULT_CACHE_TTL)
     }
 
     /// Like [`in_store`](Self::in_store), with a complete read every `cache_ttl`. Minimum: one
     /// second.
     #[must_use]
-    pub fn in_store_with(store: &impl SharedStore, cache_ttl: Duration) -> Self {
+    pub fn in_store_with(store: &(impl SharedStore + ?Sized), cache_ttl: Duration) -> Self {
         LimitChange::count_from_zero(true);
         #[cfg(feature = "metrics")]
         for (gauge, description) in GAUGES {

@@ -82,6 +82,18 @@ pub trait LimitsInternals: Sized {
     fn attach_names(&self, names: KnownNames) -> Arc<KnownNames>;
 }
 
+/// For entity tags of overrides, which all replicas and all versions must compute from the same text.
+pub trait OverrideInternals {
+    /// The text in a shared store: the limit, and one line for each of the other values that are set.
+    fn to_stored(&self) -> String;
+}
+
+impl OverrideInternals for Override {
+    fn to_stored(&self) -> String {
+        self.to_stored()
+    }
+}
+
 impl LimitsInternals for Limits {
     fn applies(&self, limit: &Limit) -> bool {
         self.applies(limit)

@@ -21,7 +21,7 @@ pub use self::key::KeyInternals;
 pub use self::known_names::KnownNames;
 pub use self::layers::{ConcurrencyLayerInternals, RateLayerInternals};
 pub use self::leases::LeasesInternals;
-pub use self::limits::LimitsInternals;
+pub use self::limits::{LimitsInternals, OverrideInternals};
 pub use self::policy::PolicyInternals;
 pub use self::rate_limiter::RateLimiterInternals;
 

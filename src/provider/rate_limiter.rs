@@ -64,6 +64,7 @@ impl RateLimiterInternals for RateLimiter {
         self.explain_key(key)
     }
 
+    #[inline]
     fn is_suspended(&self) -> bool {
         self.is_suspended()
     }

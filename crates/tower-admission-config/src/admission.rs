@@ -203,6 +203,8 @@ impl Inner {
     /// Checks that the leases and sockets can change to a configuration.
     pub(super) fn check_tables(&self, config: &Config) -> Result<(), ConfigError> {
         lock(&self.leases).check(config)?;
+        #[cfg(not(feature = "axum"))]
+        config.check_sockets_can_run()?;
         #[cfg(feature = "axum")]
         lock(&self.sockets).check(config)?;
         Ok(())

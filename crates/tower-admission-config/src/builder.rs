@@ -171,6 +171,8 @@ impl AdmissionBuilder<'_> {
         self.hooks.keys.check()?;
         self.hooks.costs.check()?;
         self.config.check_start()?;
+        #[cfg(not(feature = "axum"))]
+        self.config.check_sockets_can_run()?;
         if self.hooks.denies_warnings {
             self.config.deny_warnings()?;
         }

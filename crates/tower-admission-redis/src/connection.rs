@@ -164,7 +164,7 @@ async fn check(login: &Login, mut connection: MultiplexedConnection) -> Result<(
                 .detail()
                 .is_some_and(|words| words.contains("unknown command")) =>
         {
-            Err(CallError::new(FailureKind::TooOld))
+            Err(too_old("it is Redis 5 or older"))
         }
         Err(error) => Err(error.into_failure()),
     }
@@ -179,10 +179,16 @@ fn check_version(version: &str) -> Result<(), CallError> {
         .map_while(|number| number.trim().parse().ok());
     let (major, minor): (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if !version.is_empty() && (major, minor) < OLDEST {
-        let words = bounded(&format!("it is version {version}"));
-        return Err(CallError::because(FailureKind::TooOld, words));
+        return Err(too_old(&format!("it is version {version}")));
     }
     Ok(())
+}
+
+fn too_old(found: &str) -> CallError {
+    let found = bounded(found);
+    let (major, minor) = OLDEST;
+    let words = format!("{found}: use Redis {major}.{minor} or later, or Valkey");
+    CallError::because(FailureKind::TooOld, words)
 }
 
 #[cfg(test)]
@@ -332,7 +338,7 @@ mod tests {
         let old = check_version("6.0.20").unwrap_err();
         assert_eq!(
             old.to_string(),
-            "the store failed: too_old: it is version 6.0.20"
+            "the store failed: too_old: it is version 6.0.20: use Redis 6.2 or later, or Valkey"
         );
     }
 }

@@ -175,9 +175,10 @@ impl Events {
     pub(super) fn decided_without(&self, mode: FailureMode) {
         let decided = &self.health.decided;
         let of_mode = match mode {
-            FailureMode::Closed => &decided.closed,
+            FailureMode::Open => &decided.open,
             FailureMode::LocalShare { .. } => &decided.local_share,
-            _ => &decided.open,
+            // The store rejects in a mode that this version does not know.
+            _ => &decided.closed,
         };
         of_mode.fetch_add(1, Ordering::Relaxed);
         self.health.recent_failures.note(None);

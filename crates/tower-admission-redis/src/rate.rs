@@ -300,8 +300,9 @@ impl Buckets {
                 let rules: Vec<_> = self.rules(charges).into_iter().flatten().collect();
                 share.decide(charges, cost, mode == Mode::Take, &rules)
             }
-            (None, FailureMode::Closed) => Reply::Ready(Decision::unavailable()),
-            (None, _) => Reply::Ready(Decision::unlimited()),
+            (None, FailureMode::Open) => Reply::Ready(Decision::unlimited()),
+            // Also a mode that this version does not know.
+            (None, _) => Reply::Ready(Decision::unavailable()),
         }
     }
 

@@ -161,14 +161,23 @@ impl RedisStore {
     /// Creates a store for the server of an existing client of the `redis` crate, without connecting.
     ///
     /// The store takes over the client's address, user, password, database and protocol. It opens a connection of its
-    /// own, which it supervises: the client's connections, timeouts and name are not used. A client with TLS needs
-    /// feature `tls`, and its certificates must be set again with `tls`, because a client does not expose them. A client
-    /// of a cluster or of Sentinel exposes no configuration: use [`connect`](Self::connect) with its URL.
+    /// own, which it supervises. It does not take over:
+    ///
+    /// - the client's connections, timeouts and connection name
+    /// - its TCP settings (`TcpSettings`), such as keepalive: the store finds a dead connection by its own calls
+    /// - the library name and version for `CLIENT SETINFO`: the store sets only [`client_name`](Self::client_name)
+    /// - a streaming credentials provider, which belongs to a connection's configuration and not to the client: use a user
+    ///   with a password
+    /// - the certificates of TLS, which a client does not expose: set them again with `tls`
+    ///
+    /// A client with TLS needs feature `tls`. A client of a cluster or of Sentinel exposes no configuration: use
+    /// [`connect`](Self::connect) with its URL.
     ///
     /// # Errors
     ///
     /// [`FailureKind::Configuration`] when the client has TLS without feature `tls`, insecure TLS, or a user without a
-    /// password.
+    /// password. When the client has certificates of its own, all calls fail with this kind until `tls` sets them again:
+    /// [`ping`](Self::ping) shows it.
     pub fn from_client(client: &redis::Client) -> Result<Self, StoreError> {
         Self::from_connection_info(client.get_connection_info())
     }

@@ -57,10 +57,15 @@ const DEFAULT_CLIENT_NAME: &str = "tower-admission";
 const NO_PASSWORD: &str = "a user without a password: write user:password, or :password where there is \
                            no user (for a user with nopass any password will do)";
 
-const NO_TLS: &str = "TLS needs a build with the feature tls";
+const NO_TLS: &str =
+    "TLS needs the feature `tls` of tower-admission-redis (`redis-tls` of tower-admission-config)";
 
 const INSECURE: &str = "an insecure TLS connection is not supported: anyone between client and server can read it; trust \
                         the CA of the server instead";
+
+#[cfg(feature = "tls")]
+const CERTIFICATES_NOT_TAKEN_OVER: &str = "the certificates of a client cannot be taken over: set them again with \
+                                           `RedisStore::tls`";
 
 /// The default port of Sentinels.
 const SENTINEL_PORT: u16 = 26379;
@@ -138,12 +143,18 @@ impl Target {
     pub(super) fn from_info(info: &ConnectionInfo) -> Result<Self, CallError> {
         let (address, tls) = match info.addr() {
             ConnectionAddr::TcpTls { insecure: true, .. } => return Err(invalid(INSECURE)),
-            ConnectionAddr::TcpTls { host, port, .. } => {
-                (Address::Tcp(host.as_str().into(), *port), true)
+            ConnectionAddr::TcpTls {
+                host,
+                port,
+                tls_params,
+                ..
+            } => {
+                let address = Address::Tcp(host.as_str().into(), *port);
+                (address, Some(tls_params.is_some()))
             }
-            _ => (address(info)?, false),
+            _ => (address(info)?, None),
         };
-        if tls && !cfg!(feature = "tls") {
+        if tls.is_some() && !cfg!(feature = "tls") {
             return Err(invalid(NO_TLS));
         }
         let settings = info.redis_settings();
@@ -154,7 +165,7 @@ impl Target {
             servers: Servers::Single(address),
             login: Parts::default().login(settings.clone(), false),
             #[cfg(feature = "tls")]
-            tls: tls.then(|| Tls::new(&RedisTls::new())),
+            tls: tls.map(taken_over),
         })
     }
 
@@ -333,6 +344,16 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// The TLS settings of a client. Its certificates cannot be read: without the error, the store would trust the CAs of the
+/// system and show no client certificate.
+#[cfg(feature = "tls")]
+fn taken_over(has_certificates: bool) -> Result<Tls, CallError> {
+    if has_certificates {
+        return Err(invalid(CERTIFICATES_NOT_TAKEN_OVER));
+    }
+    Tls::new(&RedisTls::new())
+}
+
 fn decoded(text: &str) -> Cow<'_, str> {
     percent_decode_str(text).decode_utf8_lossy()
 }
@@ -406,6 +427,21 @@ mod tests {
         };
         assert_eq!(error.kind(), FailureKind::Configuration);
         assert!(error.to_string().contains("insecure"), "{error}");
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn a_client_with_certificates_needs_them_again() {
+        let mut target = target("rediss://redis.internal");
+        assert!(taken_over(false).is_ok());
+        target.tls = Some(taken_over(true));
+        let Some(Err(error)) = &target.tls else {
+            panic!("the certificates of the system are used in place of the client's");
+        };
+        assert_eq!(error.kind(), FailureKind::Configuration);
+        assert!(error.to_string().contains("RedisStore::tls"), "{error}");
+        target.set_tls(&RedisTls::new()).unwrap();
+        assert!(matches!(target.tls, Some(Ok(_))));
     }
 
     #[test]

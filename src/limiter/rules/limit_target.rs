@@ -14,6 +14,7 @@ use crate::store::{Charge, StoreStatus};
 use crate::sync::{Ordering, lock};
 
 impl RateRules {
+    #[inline]
     pub(in crate::limiter) fn is_suspended(&self) -> bool {
         self.suspended.load(Ordering::Relaxed)
     }

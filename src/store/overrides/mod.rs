@@ -33,6 +33,20 @@ pub trait SharedStore: RateStore + LeaseStore {
     fn diagnose(&self) -> StoreFuture<'_, StoreError>;
 }
 
+impl<S: SharedStore + ?Sized> SharedStore for Arc<S> {
+    fn overrides(&self) -> Arc<dyn OverrideTable> {
+        (**self).overrides()
+    }
+
+    fn open_at(&self, place: &str, policies: &[Policy]) -> Option<Arc<dyn RateBuckets>> {
+        (**self).open_at(place, policies)
+    }
+
+    fn diagnose(&self) -> StoreFuture<'_, StoreError> {
+        (**self).diagnose()
+    }
+}
+
 /// The overrides in a store that replicas share.
 ///
 /// Each replica keeps a copy of the whole table, and reads changes by their version. The table stores overrides as
@@ -44,6 +58,9 @@ pub trait SharedStore: RateStore + LeaseStore {
 /// - The epoch changes when replicas must read the whole table again: after [`renew`](Self::renew), and after the
 ///   table was lost or replaced by an older one.
 /// - The table has a random id that is stored with the overrides, so that it is lost with them.
+/// - Each future completes in bounded time, with an error if the store does not answer. It is awaited under a lock, so
+///   one that never completes blocks all later reads and changes. The Redis store waits two seconds, or its deadline if
+///   that is longer.
 pub trait OverrideTable: Send + Sync {
     /// Whether the store decides, or its failure mode does. Makes no call.
     fn status(&self) -> StoreStatus;

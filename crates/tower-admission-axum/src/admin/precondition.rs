@@ -1,12 +1,10 @@
 //! Conditional changes: `If-Match` and `If-None-Match` (RFC 9110 §13).
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use axum::response::Response;
 use http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
-use tower_admission::provider::{LimitsInternals, siphash128};
+use tower_admission::provider::{LimitsInternals, OverrideInternals, siphash128};
 use tower_admission::{KeyName, LimitEdit, Limits, LimitsError, Override};
 
 use super::responses::AnnotatedLimitJson;
@@ -14,19 +12,7 @@ use crate::endpoint::problem_response;
 
 /// The entity tag of an override. All replicas compute the same tag, and each change leads to another one.
 fn tag(entry: &Override) -> String {
-    let seconds = |time: SystemTime| {
-        let since = time.duration_since(UNIX_EPOCH);
-        since.unwrap_or_default().as_secs()
-    };
-    let content = format!(
-        "{}\n{:?}\n{:?}\n{:?}\n{:?}",
-        entry.limit(),
-        entry.end().map(seconds),
-        entry.note(),
-        entry.author(),
-        entry.changed_at().map(seconds),
-    );
-    let [one, two] = siphash128::<2, 4>([0, 0], content.as_bytes());
+    let [one, two] = siphash128::<2, 4>([0, 0], entry.to_stored().as_bytes());
     format!("\"{one:016x}{two:016x}\"")
 }
 

@@ -174,6 +174,13 @@ async fn a_configuration_is_checked() {
         (&json["groups"][1], &json["warnings"]),
         (&"batch".into(), &serde_json::json!([]))
     );
+    // The program checks tables that it cannot run.
+    let sockets = "[sockets.web]\nconnections_per_key = 5\nmessages = '100/min'\n[groups.api]\npath = '/'\nrate = '10/s'\n";
+    std::fs::write(&file, sockets).unwrap();
+    assert_eq!(check(&["--strict"]).await.ok(), format!("{path}: ok: api"));
+    std::fs::write(&file, sockets.replace("100/min", "many")).unwrap();
+    let wrong = check(&[]).await.failed(3);
+    assert!(wrong.contains(":3:12: sockets.web.messages: "), "{wrong}");
     std::fs::write(&file, "[groups.api]\nrate = '10/0s'").unwrap();
     let wrong = check(&[]).await.failed(3);
     assert!(

@@ -210,6 +210,21 @@ fn errors_name_the_field() {
     assert_eq!(config(JOBS).warnings().len(), 0);
 }
 
+/// A program that only checks files needs no endpoint crate.
+#[cfg(not(feature = "axum"))]
+#[tokio::test]
+async fn sockets_are_checked_but_do_not_run_without_their_feature() {
+    let sockets = config("[sockets.web]\nmessages = '100/min'");
+    assert_eq!(sockets.warnings().len(), 0);
+    let error = Admission::new(&sockets).unwrap_err().to_string();
+    assert!(
+        error.contains("sockets.web: ") && error.contains("`axum`"),
+        "{error}"
+    );
+    let admission = Admission::new(&config("")).unwrap();
+    assert!(admission.reload(&sockets).is_err());
+}
+
 #[cfg(feature = "axum")]
 mod sockets {
     use tower_admission::Capacity;

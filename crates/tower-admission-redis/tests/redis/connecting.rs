@@ -5,6 +5,7 @@ use std::path::Path;
 use std::slice;
 use std::time::Duration;
 
+use redis::{IntoConnectionInfo, ProtocolVersion};
 use tower_admission::store::FailureKind;
 use tower_admission::store::{
     AcquireOutcome, FailureMode, LeaseLimits, LeaseStatus, LeaseStore, RateStore,
@@ -45,6 +46,34 @@ async fn a_unix_socket_has_databases() {
     }
     drop(server);
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_client_is_taken_over_with_its_protocol_and_database() {
+    let server = Server::start().await;
+    let info = server.url().into_connection_info().unwrap();
+    let settings = info.redis_settings().clone();
+    let settings = settings.set_protocol(ProtocolVersion::RESP3).set_db(3);
+    let client = redis::Client::open(info.set_redis_settings(settings)).unwrap();
+    let store = RedisStore::from_client(&client).unwrap();
+    store.ping().await.unwrap();
+    rates(&store).await;
+    let keyspace = server.word(&["INFO", "keyspace"]).await;
+    assert!(
+        keyspace.contains("db3:keys=") && !keyspace.contains("db0"),
+        "{keyspace}"
+    );
+    let clients = server.word(&["CLIENT", "LIST"]).await;
+    let ours = clients
+        .lines()
+        .find(|line| line.contains(" name=tower-admission "));
+    let ours = ours.expect("a connection of the store");
+    assert!(ours.contains(" db=3 "), "{ours}");
+    // Redis 6.2 does not list the protocol.
+    assert!(
+        ours.contains(" resp=3") || !ours.contains(" resp="),
+        "{ours}"
+    );
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tower_admission::store::FailureMode;
+use tower_admission::store::{FailureMode, SharedStore};
 use tower_admission::test_util::TestClock;
 use tower_admission::{Key, KeyName, Limits, LimitsError, Policy, Quota, RateLimiter};
 use tower_admission_redis::RedisStore;
@@ -267,6 +267,30 @@ async fn a_replica_reads_several_pages_and_missed_changes() {
         shown(&there, "org:8").await.is_none()
     })
     .await;
+}
+
+/// The id of the table is a field of the table, but no override. Another program may write overrides without an id.
+#[tokio::test]
+async fn the_size_of_the_table_is_the_number_of_overrides() {
+    let server = Server::start().await;
+    let table = server.store().overrides();
+    let of = "{admission:limits}:of";
+    server
+        .command(&["HSET", of, "org:acme", "5/h", "org:other", "6/h"])
+        .await
+        .unwrap();
+    let confirmed = table.confirm(&["org:acme"]).await.unwrap();
+    assert_eq!((confirmed.len, confirmed.table_id.len()), (2, 0));
+    let limits = Limits::in_store(&server.store());
+    limits
+        .set(&name("org:new"), "1/h".parse().unwrap())
+        .await
+        .unwrap();
+    let confirmed = table.confirm(&["org:new", "org:none"]).await.unwrap();
+    assert_eq!(confirmed.len, 3);
+    assert!(!confirmed.table_id.is_empty());
+    let found = confirmed.found.iter().map(|found| found.text.is_some());
+    assert_eq!(found.collect::<Vec<_>>(), [true, false]);
 }
 
 #[tokio::test]
