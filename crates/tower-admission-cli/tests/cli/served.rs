@@ -304,7 +304,7 @@ async fn a_limit_of_the_file_stays_under_what_is_set() {
     ];
     let asking = crate::run::ask("limits delete org:f", &environment).await;
     let printed = asking.answer("y\n").await;
-    let question = "Delete the limit of org:f (6/day)? 5/day of the file applies then.";
+    let question = "Delete the limit of org:f (6/day)? 5/day from the file applies afterwards.";
     assert!(printed.contains(question), "{printed}");
     assert!(
         printed.contains("org:f: 5/day from the file (was 6/day)"),

@@ -207,7 +207,7 @@ async fn limits_that_are_not_in_the_file_are_deleted_on_request() {
         ("", "the table [limits] is missing"),
         (
             "[limits]\n'org:a' = '1/x'",
-            "limits.\"org:a\": \"1/x\" is no limit",
+            "limits.\"org:a\": \"1/x\" is not a valid limit",
         ),
         (
             "[limits]\n'org:a' = 'cals=1/s'",
