@@ -10,7 +10,7 @@ pub trait KeyInternals {
     /// The network that this key is, if no request can be charged to it.
     fn uncharged_network(&self) -> Option<IpNet>;
 
-    /// 128 bits of the key, which nobody outside the process can predict.
+    /// The 128 bits of the key. They cannot be predicted outside the process.
     fn bits(&self) -> u128;
 }
 
